@@ -1,0 +1,184 @@
+"""The cohort table: which slide belongs to which patient, where it lies, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from pathfm.errors import CohortError, LeakageError, UnknownNameError
+
+# Headers of CLAM (case_id, slide_id, label) and STAMP (PATIENT, FILENAME) are read as ours.
+_ALIASES = {"case_id": "patient_id", "PATIENT": "patient_id", "FILENAME": "slide_id"}
+_KNOWN = ("slide_id", "patient_id", "path", "site", "mpp", "split")
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A table with one row a slide.
+
+    Attributes:
+        source: the file it was read from.
+        table: columns `slide_id` and `patient_id` (text, never empty), `path` (absolute `Path` or None), `site` (text,
+            "" unknown), `mpp` (float, NaN not stated), `split` ("train", "val", "test" or ""), then every other column
+            of the file as text ("" where empty). Optional columns that the file lacks are present and empty.
+        stated: the names of the columns that the file has.
+    """
+
+    source: Path
+    table: pd.DataFrame
+    stated: frozenset[str]
+
+    def labels(self, label: str) -> pd.Series[str]:
+        """The label of each slide, indexed by slide_id; "" where the cell is empty.
+
+        Raises:
+            UnknownNameError: no such column.
+            CohortError: the column is empty in every row.
+        """
+        if label not in self.stated or label in _KNOWN:
+            known = self.stated - set(_KNOWN)
+            raise UnknownNameError(
+                "label column", label, known, f"{self.source} has these columns; pass --label one of them"
+            )
+        values = self.table.set_index("slide_id")[label].map(_plain_number)
+        if not (values != "").any():
+            message = f"{self.source}: column {label!r} is empty in every row; fill it, or pass another --label"
+            raise CohortError(message)
+        return values
+
+    def classes(self, label: str) -> list[str]:
+        """The distinct labels, sorted as numbers where all are numbers; the last of two is the positive class."""
+        return sort_classes(set(self.labels(label)) - {""})
+
+    def patients(self) -> pd.Series[str]:
+        """The patient of each slide, indexed by slide_id."""
+        return self.table.set_index("slide_id")["patient_id"]
+
+
+def read_cohort(path: Path) -> Cohort:
+    """Reads a CSV cohort table.
+
+    Columns: `slide_id`, `patient_id`; optional `path` (relative to the table), `site`, `mpp`, `split`; any others are
+    labels or subgroups. CLAM's `case_id` and STAMP's `PATIENT`, `FILENAME` are understood.
+
+    Raises:
+        CohortError: unreadable, a column missing, empty or duplicated ids, an mpp that is no number; rows are named.
+        LeakageError: a patient stands in two splits.
+    """
+    table = _read_csv(path)
+    _require_columns(path, table)
+    table["slide_id"] = table["slide_id"].map(_slide_id)
+    _require_ids(path, table)
+    stated = frozenset(table.columns)
+    for column in _KNOWN:
+        if column not in table:
+            table[column] = ""
+    table["path"] = pd.Series([_resolve(path, text) for text in table["path"]], index=table.index, dtype=object)
+    table["mpp"] = _numbers(path, table, "mpp")
+    table["split"] = table["split"].str.strip().str.lower()
+    cohort = Cohort(path, table, stated)
+    _require_split(cohort)
+    return cohort
+
+
+def sort_classes(names: set[str]) -> list[str]:
+    """Class names in order: as numbers where all are numbers, as text otherwise."""
+    try:
+        return sorted(names, key=float)
+    except ValueError:
+        return sorted(names)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        message = f"no cohort table at {path}; pass --cohort a CSV with the columns slide_id and patient_id"
+        raise CohortError(message) from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, IsADirectoryError) as error:
+        message = f"{path} cannot be read as a CSV table ({str(error).splitlines()[0]}); save it as UTF-8 CSV with a header row"
+        raise CohortError(message) from error
+    table.columns = [str(name).strip() for name in table.columns]
+    return table.rename(columns={old: new for old, new in _ALIASES.items() if new not in table.columns})
+
+
+def _require_columns(path: Path, table: pd.DataFrame) -> None:
+    missing = [name for name in ("slide_id", "patient_id") if name not in table.columns]
+    if missing:
+        message = (
+            f"{path} lacks the column {' and '.join(missing)}; it has {', '.join(table.columns)}"
+            " (case_id and PATIENT are read as patient_id, FILENAME as slide_id)"
+        )
+        raise CohortError(message)
+    if table.empty:
+        message = f"{path} has a header and no rows; add one row a slide"
+        raise CohortError(message)
+
+
+def _require_ids(path: Path, table: pd.DataFrame) -> None:
+    for column in ("slide_id", "patient_id"):
+        table[column] = table[column].str.strip()
+        empty = table.index[table[column] == ""]
+        if len(empty):
+            message = f"{path}: {column} is empty in {_rows(empty)}; fill it"
+            raise CohortError(message)
+    twice = table.index[table["slide_id"].duplicated(keep=False)]
+    if len(twice):
+        message = f"{path}: slide_id {table['slide_id'][twice[0]]!r} stands in {_rows(twice)}; a slide has one row"
+        raise CohortError(message)
+
+
+def _require_split(cohort: Cohort) -> None:
+    table = cohort.table
+    wrong = table.index[~table["split"].isin(["", *_SPLITS])]
+    if len(wrong):
+        message = f"{cohort.source}: split is {table['split'][wrong[0]]!r} in {_rows(wrong)}; use train, val or test"
+        raise CohortError(message)
+    splits = table[table["split"] != ""].groupby("patient_id")["split"].nunique()
+    both = sorted(splits.index[splits > 1])
+    if both:
+        message = f"{cohort.source}: patient {', '.join(both[:5])} stands in several splits; give all slides of a patient one split"
+        raise LeakageError(message)
+
+
+def _slide_id(text: str) -> str:
+    """STAMP and CLAM tables may hold a file name; the slide_id is its stem when the suffix is one of a slide or of a cache."""
+    name = PurePosixPath(text.strip())
+    return (
+        name.stem
+        if name.suffix.lower()
+        in (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".dcm", ".scn", ".bif", ".vms", ".svslide", ".h5", ".pt")
+        else str(name.name)
+    )
+
+
+def _resolve(table: Path, text: str) -> Path | None:
+    return (table.parent / Path(text.strip())).resolve() if text.strip() else None
+
+
+def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series[float]:
+    numbers = pd.to_numeric(table[column].str.strip().replace("", "nan"), errors="coerce").astype(float)
+    wrong = table.index[numbers.isna() & (table[column].str.strip() != "") & (table[column].str.lower() != "nan")]
+    if len(wrong):
+        message = f"{path}: {column} is {table[column][wrong[0]]!r} in {_rows(wrong)}; write a number or leave it empty"
+        raise CohortError(message)
+    return numbers
+
+
+def _plain_number(text: str) -> str:
+    """ "1.0" and "1" are one class: spreadsheets add the point as soon as a cell of the column is empty."""
+    text = text.strip()
+    return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdigit() else text
+
+
+def _rows(index: pd.Index[int]) -> str:
+    """Rows as a spreadsheet counts them: the header is row 1."""
+    numbers = [str(int(i) + 2) for i in index[:5]]
+    return (
+        ("row " if len(index) == 1 else "rows ")
+        + ", ".join(numbers)
+        + (f" and {len(index) - 5} more" if len(index) > 5 else "")
+    )

@@ -1,0 +1,338 @@
+"""The embeddings file of a slide: written once, proven, read through one guarded function. docs/embeddings-file.md specifies it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import h5py
+import numpy as np
+
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, SeveralRecipesError
+from pathfm.files import canonical_json, sha256_text, write_atomically
+from pathfm.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FORMAT = "pathfm-embeddings"
+FORMAT_VERSION = 1
+_MAX_ATTRIBUTE_BYTES = 1 << 20
+# What a damaged or hostile HDF5 file makes h5py raise.
+_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """The embeddings of one slide.
+
+    Attributes:
+        slide_id: file stem of the slide, unique in a cohort.
+        slide_sha256: digest of the slide's bytes ("" where the file was imported and it is not known).
+        slide_size_px0: (width, height) of level 0 in pixels.
+        mpp: microns per pixel of level 0.
+        mpp_source: "metadata", "override" or "cohort".
+        tile_extent_px0: width of a tile in level-0 pixels; a float, for scale is exact.
+        tissue_sha256: digest of the tissue mask the grid was laid on.
+        recipe: everything that decides an embedding apart from the slide; JSON types only.
+        versions: library versions at the time; recorded, not part of the recipe.
+        features: float16 (n, dim); a read-only memory map when read from a file.
+        coords: int32 (n, 2), (x, y) of each tile's top-left corner in level-0 pixels; row i belongs to feature i.
+        failed: int32 (k, 2), coords of tiles that could not be read; they have no feature.
+        mean_rgb: float32 (3,), mean colour of the tissue tiles in 0-255; NaN where n is 0.
+    """
+
+    slide_id: str
+    slide_sha256: str
+    slide_size_px0: tuple[int, int]
+    mpp: float
+    mpp_source: str
+    tile_extent_px0: float
+    tissue_sha256: str
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    features: NDArray[np.float16]
+    coords: NDArray[np.int32]
+    failed: NDArray[np.int32]
+    mean_rgb: NDArray[np.float32]
+
+    @property
+    def recipe_sha256(self) -> str:
+        """Hex digest of the canonical recipe; its first 8 digits name the folder."""
+        return recipe_sha256(self.recipe)
+
+
+def recipe_sha256(recipe: dict[str, Any]) -> str:
+    """Hex digest of a recipe's canonical JSON."""
+    return sha256_text(canonical_json(recipe))
+
+
+def embeddings_folder_name(recipe: dict[str, Any]) -> str:
+    """`<backbone>-<recipe8>`, the folder that files of this recipe live in."""
+    return f"{recipe['backbone']['name'].replace('/', '--').replace(':', '--')}-{recipe_sha256(recipe)[:8]}"
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Writes a complete file or nothing; equal contents give equal bytes.
+
+    The HDF5 image is built in memory and written by us, because libhdf5 crashes the process on a full disk.
+
+    Raises:
+        DiskFullError: no space; nothing is left behind.
+    """
+    write_atomically(path, _file_image(embeddings))
+
+
+def read_embeddings(path: Path, check: Literal["shape", "digests"] = "digests") -> Embeddings:
+    """Reads a file that may come from anywhere; features come back as a read-only memory map.
+
+    Args:
+        path: the file.
+        check: "digests" hashes features, coords and metadata (once per state of the file, then remembered);
+            "shape" trusts them, for a file whose digests were checked in this run.
+
+    Raises:
+        EmbeddingsDamagedError: incomplete, corrupt, not ours, or built from external, linked, virtual or filtered data.
+    """
+    try:
+        embeddings, stated = _read_guarded(path)
+    except FileNotFoundError:
+        raise
+    except _HDF5_ERRORS as error:
+        raise _damaged(path, f"cannot be read as an embeddings file ({error})") from error
+    if check == "digests":
+        state = path.stat()
+        _prove(path, state.st_mtime_ns, state.st_size, state.st_ino)
+    if stated["recipe_sha256"] != embeddings.recipe_sha256:
+        raise _damaged(path, "recipe_sha256 does not match its recipe")
+    return embeddings
+
+
+def find_embeddings(folder: Path) -> dict[str, Path]:
+    """The embeddings files below a cache root, or in one of its recipe folders: slide_id to path, sorted.
+
+    Raises:
+        EmbeddingsDamagedError: the folder is missing or holds no embeddings.
+        SeveralRecipesError: a root with several recipe folders; the message lists them.
+    """
+    if not folder.is_dir():
+        raise EmbeddingsDamagedError(
+            folder, f"{folder} is not a folder; pass --embeddings the folder that extract wrote"
+        )
+    groups = {p.parent for p in [*folder.glob("*.h5"), *folder.glob("*/*.h5")] if not p.name.startswith(".")}
+    if len(groups) > 1:
+        names = ", ".join(sorted(group.name for group in groups))
+        raise SeveralRecipesError(folder, f"{folder} holds several recipes: {names}; pass --embeddings one of them")
+    files = sorted(p for group in groups for p in group.glob("*.h5") if not p.name.startswith("."))
+    if not files:
+        raise EmbeddingsDamagedError(
+            folder, f"{folder} holds no embeddings (*.h5); run pathfm extract with --out {folder}"
+        )
+    return {path.stem: path for path in files}
+
+
+def require_one_recipe(embeddings: Iterable[tuple[Path, Embeddings]]) -> dict[str, Any]:
+    """The recipe that all files share.
+
+    Raises:
+        EmbeddingsStaleError: two files differ; the message names the file and the first keys that differ.
+    """
+    recipe: dict[str, Any] | None = None
+    for path, one in embeddings:
+        if recipe is None:
+            recipe = one.recipe
+        require_recipe(path, one.recipe, recipe)
+    return recipe or {}
+
+
+def require_recipe(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuses a recipe that is not the wanted one.
+
+    Raises:
+        EmbeddingsStaleError: the message says which keys differ, and both values.
+    """
+    differing = recipe_differences(found, wanted)
+    if differing:
+        text = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
+        message = (
+            f"{path} was made with another recipe: {text}; extract again with this recipe, or pass the other folder"
+        )
+        raise EmbeddingsStaleError(path, message)
+
+
+def recipe_differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys at which two recipes differ, each as `key is X, wanted Y`."""
+    lines: list[str] = []
+    for key in sorted(found.keys() | wanted.keys()):
+        a, b = found.get(key, "absent"), wanted.get(key, "absent")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += recipe_differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key} is {a}, wanted {b}")
+    return lines
+
+
+def _file_image(e: Embeddings) -> bytes:
+    features = np.ascontiguousarray(e.features, dtype="<f2")
+    coords = np.ascontiguousarray(e.coords, dtype="<i4")
+    with h5py.File("memory.h5", "w", driver="core", backing_store=False) as file:
+        # contiguous and unfiltered, so that training maps the rows where they lie
+        file.create_dataset("features", data=features, track_times=False).attrs.update(_trident_feature_attributes(e))
+        file.create_dataset("coords", data=coords, track_times=False).attrs.update(_trident_coord_attributes(e))
+        file.create_dataset("failed", data=np.ascontiguousarray(e.failed, dtype="<i4"), track_times=False)
+        attributes = _attributes(e, features, coords)
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file.attrs["metadata_sha256"] = _metadata_sha256(attributes, e.failed)
+        file.attrs["complete"] = True
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _attributes(e: Embeddings, features: NDArray[Any], coords: NDArray[Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "pathfm_version": __version__,
+        "slide_id": e.slide_id,
+        "slide_sha256": e.slide_sha256,
+        "slide_width_px0": int(e.slide_size_px0[0]),
+        "slide_height_px0": int(e.slide_size_px0[1]),
+        "mpp": float(e.mpp),
+        "mpp_source": e.mpp_source,
+        "tile_extent_px0": float(e.tile_extent_px0),
+        "tissue_sha256": e.tissue_sha256,
+        "recipe": canonical_json(e.recipe),
+        "recipe_sha256": e.recipe_sha256,
+        "versions": canonical_json(e.versions),
+        "n_failed": len(e.failed),
+        "mean_rgb": np.asarray(e.mean_rgb, dtype="<f4"),
+        "features_sha256": _sha256(features),
+        "coords_sha256": _sha256(coords),
+    }
+
+
+def _trident_feature_attributes(e: Embeddings) -> dict[str, Any]:
+    return {"name": e.slide_id, "encoder": str(e.recipe["backbone"]["name"])}
+
+
+def _trident_coord_attributes(e: Embeddings) -> dict[str, Any]:
+    """What TRIDENT, Patho-Bench and TITAN scripts look for; rounded as they expect, the exact values are root attributes."""
+    tiles = e.recipe["tiles"]
+    return {
+        "patch_size": int(tiles["size_px"]),
+        "patch_size_level0": round(e.tile_extent_px0),
+        "level0_magnification": max(1, round(10 / e.mpp)),
+        "target_magnification": max(1, round(10 / tiles["mpp"])),
+        "overlap": int(tiles["size_px"] - tiles["stride_px"]),
+        "name": e.slide_id,
+        "level0_width": int(e.slide_size_px0[0]),
+        "level0_height": int(e.slide_size_px0[1]),
+    }
+
+
+def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
+    size = path.stat().st_size
+    with h5py.File(path, "r") as file:
+        attributes = {name: _attribute(file, name) for name in file.attrs}
+        _require_ours(path, attributes)
+        data = {name: _guarded_dataset(path, file, name, size) for name in ("features", "coords", "failed")}
+    n = len(data["features"])
+    if data["coords"].shape != (n, 2) or data["failed"].shape != (attributes["n_failed"], 2):
+        raise _damaged(path, "features, coords and failed do not fit each other")
+    embeddings = Embeddings(
+        slide_id=str(attributes["slide_id"]),
+        slide_sha256=str(attributes["slide_sha256"]),
+        slide_size_px0=(int(attributes["slide_width_px0"]), int(attributes["slide_height_px0"])),
+        mpp=float(attributes["mpp"]),
+        mpp_source=str(attributes["mpp_source"]),
+        tile_extent_px0=float(attributes["tile_extent_px0"]),
+        tissue_sha256=str(attributes["tissue_sha256"]),
+        recipe=json.loads(attributes["recipe"]),
+        versions=json.loads(attributes["versions"]),
+        features=data["features"],
+        coords=data["coords"],
+        failed=data["failed"],
+        mean_rgb=np.asarray(attributes["mean_rgb"], dtype=np.float32),
+    )
+    return embeddings, attributes
+
+
+def _attribute(file: h5py.File, name: str) -> Any:
+    identifier = file.attrs.get_id(name)
+    if identifier.get_storage_size() > _MAX_ATTRIBUTE_BYTES:
+        message = f"attribute {name!r} is larger than {_MAX_ATTRIBUTE_BYTES} bytes"
+        raise ValueError(message)
+    return file.attrs[name]
+
+
+def _require_ours(path: Path, attributes: dict[str, Any]) -> None:
+    if attributes.get("format") != FORMAT:
+        raise _damaged(path, f"is not a pathfm embeddings file (attribute 'format' is not {FORMAT!r})")
+    if int(attributes["format_version"]) > FORMAT_VERSION:
+        raise EmbeddingsDamagedError(
+            path,
+            f"{path} has format version {attributes['format_version']}, this pathfm reads up to {FORMAT_VERSION}; upgrade pathfm",
+        )
+    if not attributes.get("complete", False):
+        raise _damaged(path, "is not complete")
+
+
+_DTYPES = {"features": "<f2", "coords": "<i4", "failed": "<i4"}
+
+
+def _guarded_dataset(path: Path, file: h5py.File, name: str, file_bytes: int) -> NDArray[Any]:
+    """Maps a dataset where it lies, after refusing whatever could read or allocate something else."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise _damaged(path, f"{name!r} is missing or is a link out of the file")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.external is not None or dataset.is_virtual:
+        raise _damaged(path, f"{name!r} is external or virtual")
+    if dataset.chunks is not None or dataset.id.get_create_plist().get_nfilters():
+        raise _damaged(path, f"{name!r} is chunked or filtered, an embeddings file is contiguous")
+    if dataset.dtype != np.dtype(_DTYPES[name]) or dataset.ndim != 2:
+        raise _damaged(path, f"{name!r} has type {dataset.dtype} and {dataset.ndim} dimensions")
+    if dataset.nbytes == 0:  # a dataset without rows has no offset
+        return np.empty(dataset.shape, dtype=dataset.dtype)
+    offset = dataset.id.get_offset()
+    if offset is None or offset + dataset.nbytes > file_bytes:
+        raise _damaged(path, f"{name!r} claims {dataset.nbytes} bytes that the file does not hold")
+    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+
+
+@functools.lru_cache(maxsize=65536)
+def _prove(path: Path, mtime_ns: int, size: int, inode: int) -> None:  # noqa: ARG001 - the state of the file is the key
+    """Hashes a file once per state. Errors are not remembered."""
+    embeddings, stated = _read_guarded(path)
+    for name, data in (("features", embeddings.features), ("coords", embeddings.coords)):
+        if _sha256(data) != stated[f"{name}_sha256"]:
+            raise _damaged(path, f"{name} do not match their digest")
+    covered = {key: value for key, value in stated.items() if key not in ("metadata_sha256", "complete")}
+    if _metadata_sha256(covered, embeddings.failed) != stated["metadata_sha256"]:
+        raise _damaged(path, "its attributes do not match their digest")
+
+
+def _metadata_sha256(attributes: dict[str, Any], failed: NDArray[Any]) -> str:
+    plain = {
+        key: _sha256(value)
+        if isinstance(value, np.ndarray)
+        else value.item()
+        if isinstance(value, np.generic)
+        else value
+        for key, value in attributes.items()
+    }
+    return sha256_text(canonical_json(plain | {"failed": _sha256(np.asarray(failed, dtype="<i4"))}))
+
+
+def _sha256(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data if array.size else b"").hexdigest()
+
+
+def _damaged(path: Path, what: str) -> EmbeddingsDamagedError:
+    return EmbeddingsDamagedError(path, f"{path} {what}; delete it and run pathfm extract again")

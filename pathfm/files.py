@@ -1,0 +1,87 @@
+"""Writing that either happened or did not, and the digests that prove it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from pathfm.errors import DiskFullError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BLOCK_BYTES = 1 << 22
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes bytes so that a reader sees the whole file or the old one, also after a power loss.
+
+    Written to a hidden sibling, synced, closed, renamed, then the directory is synced. Parent folders are made.
+
+    Raises:
+        DiskFullError: there is no space; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(path) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically, keys in the order given; NaN is refused, for no other program reads it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; errors are those of `json` and `open`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII. Equal values give equal text, so it can be hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of UTF-8 text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable; file systems that cannot sync a directory (some network mounts) are let be."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)

@@ -12,6 +12,21 @@ from pathfm.errors import CohortError, LeakageError, UnknownNameError
 # Headers of CLAM (case_id, slide_id, label) and STAMP (PATIENT, FILENAME) are read as ours.
 _ALIASES = {"case_id": "patient_id", "PATIENT": "patient_id", "FILENAME": "slide_id"}
 _KNOWN = ("slide_id", "patient_id", "path", "site", "mpp", "split")
+_SLIDE_SUFFIXES = (
+    ".svs",
+    ".tif",
+    ".tiff",
+    ".ndpi",
+    ".mrxs",
+    ".dcm",
+    ".scn",
+    ".bif",
+    ".vms",
+    ".vmu",
+    ".svslide",
+    ".czi",
+)
+_FILE_SUFFIXES = frozenset([*_SLIDE_SUFFIXES, ".png", ".jpg", ".jpeg", ".h5", ".pt"])
 _SPLITS = ("train", "val", "test")
 
 
@@ -145,14 +160,9 @@ def _require_split(cohort: Cohort) -> None:
 
 
 def _slide_id(text: str) -> str:
-    """STAMP and CLAM tables may hold a file name; the slide_id is its stem when the suffix is one of a slide or of a cache."""
+    """CLAM's and STAMP's tables may hold a file name; the slide_id is its stem where the suffix says slide or cache."""
     name = PurePosixPath(text.strip())
-    return (
-        name.stem
-        if name.suffix.lower()
-        in (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".dcm", ".scn", ".bif", ".vms", ".svslide", ".h5", ".pt")
-        else str(name.name)
-    )
+    return name.stem if name.suffix.lower() in _FILE_SUFFIXES else name.name
 
 
 def _resolve(table: Path, text: str) -> Path | None:
@@ -169,16 +179,13 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series[float]:
 
 
 def _plain_number(text: str) -> str:
-    """ "1.0" and "1" are one class: spreadsheets add the point as soon as a cell of the column is empty."""
+    """Makes 1.0 and 1 one class: spreadsheets add the point as soon as a cell of the column is empty."""
     text = text.strip()
     return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdigit() else text
 
 
 def _rows(index: pd.Index[int]) -> str:
     """Rows as a spreadsheet counts them: the header is row 1."""
-    numbers = [str(int(i) + 2) for i in index[:5]]
-    return (
-        ("row " if len(index) == 1 else "rows ")
-        + ", ".join(numbers)
-        + (f" and {len(index) - 5} more" if len(index) > 5 else "")
-    )
+    numbers = ", ".join(str(int(i) + 2) for i in index[:5])
+    more = f" and {len(index) - 5} more" if len(index) > 5 else ""
+    return f"row{'' if len(index) == 1 else 's'} {numbers}{more}"

@@ -25,7 +25,7 @@ FORMAT = "pathfm-embeddings"
 FORMAT_VERSION = 1
 _MAX_ATTRIBUTE_BYTES = 1 << 20
 # What a damaged or hostile HDF5 file makes h5py raise.
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +101,14 @@ def read_embeddings(path: Path, check: Literal["shape", "digests"] = "digests") 
         EmbeddingsDamagedError: incomplete, corrupt, not ours, or built from external, linked, virtual or filtered data.
     """
     try:
-        embeddings, stated = _read_guarded(path)
+        if check == "digests":
+            state = path.stat()
+            _prove(path, state.st_mtime_ns, state.st_size, state.st_ino)
+        return _read_guarded(path)[0]
     except FileNotFoundError:
         raise
     except _HDF5_ERRORS as error:
         raise _damaged(path, f"cannot be read as an embeddings file ({error})") from error
-    if check == "digests":
-        state = path.stat()
-        _prove(path, state.st_mtime_ns, state.st_size, state.st_ino)
-    if stated["recipe_sha256"] != embeddings.recipe_sha256:
-        raise _damaged(path, "recipe_sha256 does not match its recipe")
-    return embeddings
 
 
 def find_embeddings(folder: Path) -> dict[str, Path]:
@@ -246,6 +243,8 @@ def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
     n = len(data["features"])
     if data["coords"].shape != (n, 2) or data["failed"].shape != (attributes["n_failed"], 2):
         raise _damaged(path, "features, coords and failed do not fit each other")
+    if recipe_sha256(json.loads(attributes["recipe"])) != attributes["recipe_sha256"]:
+        raise _damaged(path, "recipe_sha256 does not match its recipe")
     embeddings = Embeddings(
         slide_id=str(attributes["slide_id"]),
         slide_sha256=str(attributes["slide_sha256"]),
@@ -307,8 +306,8 @@ def _guarded_dataset(path: Path, file: h5py.File, name: str, file_bytes: int) ->
 
 
 @functools.lru_cache(maxsize=65536)
-def _prove(path: Path, mtime_ns: int, size: int, inode: int) -> None:  # noqa: ARG001 - the state of the file is the key
-    """Hashes a file once per state. Errors are not remembered."""
+def _prove(path: Path, _mtime_ns: int, _size: int, _inode: int) -> None:
+    """Hashes a file once per state, which is the key it is remembered by. Errors are not remembered."""
     embeddings, stated = _read_guarded(path)
     for name, data in (("features", embeddings.features), ("coords", embeddings.coords)):
         if _sha256(data) != stated[f"{name}_sha256"]:

@@ -70,8 +70,10 @@ class UnknownNameError(InputError):
         self.kind, self.name = kind, name
         names = sorted(known)
         self.near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
-        hint = ", ".join(self.near) if self.near else "there is none"
-        super().__init__(f"unknown {kind} {name!r}; known and near: {hint}" + (f"; {remedy}" if remedy else ""))
+        hint = (
+            f"near: {', '.join(self.near)}" if len(self.near) < len(names) else f"known: {', '.join(names) or 'none'}"
+        )
+        super().__init__(f"unknown {kind} {name!r}; {hint}" + (f"; {remedy}" if remedy else ""))
 
 
 class CohortError(InputError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,9 +32,9 @@ def progress(iterable: Iterable[T], what: str, unit: str = "slide", total: int |
         unit: what is counted.
         total: number of items where `len` cannot tell.
     """
-    with tqdm(iterable, desc=what, unit=unit, total=total, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+    end = total if total is not None else (len(iterable) if isinstance(iterable, Sized) else None)
+    with tqdm(iterable, desc=what, unit=unit, total=end, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
         started_s = said_s = time.monotonic()
-        end = bar.total if bar.total is not None else (len(iterable) if hasattr(iterable, "__len__") else None)
         for done, item in enumerate(bar, start=1):
             yield item
             now_s = time.monotonic()
@@ -49,6 +50,8 @@ def log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+    if logger.level == logging.NOTSET:  # a notebook, where nobody has asked for less
+        logger.setLevel(logging.INFO)
     try:
         with logging_redirect_tqdm([logger]):
             yield

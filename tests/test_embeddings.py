@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pathfm.embeddings import (
+    Embeddings,
+    embeddings_folder_name,
+    find_embeddings,
+    read_embeddings,
+    recipe_differences,
+    require_one_recipe,
+    write_embeddings,
+)
+from pathfm.errors import DiskFullError, EmbeddingsDamagedError, EmbeddingsStaleError, PathfmError, SeveralRecipesError
+from pathfm.verify import verify
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECIPE: dict[str, Any] = {
+    "backbone": {"name": "colour", "dim": 5},
+    "tiles": {"size_px": 224, "mpp": 0.5, "stride_px": 224, "min_tissue": 0.5},
+}
+
+
+def embeddings(n: int = 7, slide_id: str = "a", recipe: dict[str, Any] = RECIPE, seed: int = 0) -> Embeddings:
+    rng = np.random.default_rng(seed)
+    return Embeddings(
+        slide_id=slide_id,
+        slide_sha256="00" * 32,
+        slide_size_px0=(4000, 3000),
+        mpp=0.25,
+        mpp_source="metadata",
+        tile_extent_px0=448.0,
+        tissue_sha256="11" * 32,
+        recipe=recipe,
+        versions={"torch": "2"},
+        features=rng.normal(size=(n, 5)).astype(np.float16),
+        coords=rng.integers(0, 3000, size=(n, 2)).astype(np.int32),
+        failed=np.array([[1, 2]], dtype=np.int32),
+        mean_rgb=np.full(3, 200 if n else np.nan, dtype=np.float32),
+    )
+
+
+def same(a: Embeddings, b: Embeddings) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
+    return all(
+        np.array_equal(x, y, equal_nan=x.dtype.kind == "f") if isinstance(x, np.ndarray) else x == y for x, y in pairs
+    )
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_what_was_written_is_read_back(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "a.h5"
+    write_embeddings(path, embeddings(n))
+    assert same(read_embeddings(path), embeddings(n))
+
+
+def test_equal_contents_give_equal_bytes(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "a.h5", embeddings())
+    write_embeddings(tmp_path / "b.h5", embeddings())
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_plain_h5py_sees_what_trident_and_clam_users_expect(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "a.h5", embeddings())
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["features"].shape == (7, 5)
+        assert file["features"].chunks is None
+        assert file["coords"].dtype == np.int32
+        attributes = dict(file["coords"].attrs)
+    assert attributes == {
+        "patch_size": 224,
+        "patch_size_level0": 448,
+        "level0_magnification": 40,
+        "target_magnification": 20,
+        "overlap": 0,
+        "name": "a",
+        "level0_width": 4000,
+        "level0_height": 3000,
+    }
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_embeddings(path, embeddings())
+    data = path.read_bytes()
+    for length in [0, 1, 100, *np.linspace(200, len(data) - 1, 40).astype(int)]:
+        path.write_bytes(data[:length])
+        with pytest.raises(EmbeddingsDamagedError):
+            read_embeddings(path)
+
+
+def test_a_flipped_bit_never_gives_other_contents(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_embeddings(path, embeddings(1000))
+    data, whole = path.read_bytes(), embeddings(1000)
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(200):
+        flipped = bytearray(data)
+        flipped[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.unlink()
+        path.write_bytes(flipped)
+        try:
+            assert same(read_embeddings(path), whole)
+        except EmbeddingsDamagedError:
+            found += 1
+    assert found > 100, "the flips hardly touched anything"
+
+
+def _external(file: h5py.File, secret: Path) -> None:
+    file.create_dataset("features", shape=(7, 5), dtype="<f2", external=[(str(secret), 0, 70)])
+
+
+def _virtual(file: h5py.File, secret: Path) -> None:
+    layout = h5py.VirtualLayout(shape=(7, 5), dtype="<f2")
+    layout[:] = h5py.VirtualSource(str(secret), "features", shape=(7, 5))
+    file.create_virtual_dataset("features", layout)
+
+
+def _linked(file: h5py.File, secret: Path) -> None:
+    file["features"] = h5py.ExternalLink(str(secret), "features")
+
+
+def _soft(file: h5py.File, secret: Path) -> None:
+    file["features"] = h5py.SoftLink("/coords")
+
+
+def _chunked(file: h5py.File, secret: Path) -> None:
+    file.create_dataset("features", data=np.zeros((7, 5), dtype="<f2"), chunks=(1, 5), compression="gzip")
+
+
+def _huge(file: h5py.File, secret: Path) -> None:
+    file.create_dataset("features", shape=(1 << 40, 5), dtype="<f2")
+
+
+def _wrong_type(file: h5py.File, secret: Path) -> None:
+    file.create_dataset("features", data=np.zeros((7, 5), dtype="<f8"))
+
+
+def _missing(file: h5py.File, secret: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize("forge", [_external, _virtual, _linked, _soft, _chunked, _huge, _wrong_type, _missing])
+def test_features_that_lie_elsewhere_or_claim_too_much_are_refused(tmp_path: Path, forge: Any) -> None:
+    secret, path = tmp_path / "secret", tmp_path / "a.h5"
+    write_embeddings(secret, embeddings(seed=1))
+    write_embeddings(path, embeddings())
+    with h5py.File(path, "a") as file:
+        del file["features"]
+        forge(file, secret)
+    with pytest.raises(EmbeddingsDamagedError, match=r"a\.h5"):
+        read_embeddings(path, check="shape")
+
+
+def test_rubbish_and_foreign_hdf5_are_named_errors(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_bytes(b"rubbish" * 100)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["features"] = np.zeros((2, 2))
+    for name in ("a.h5", "b.h5"):
+        with pytest.raises(EmbeddingsDamagedError, match="run pathfm extract again"):
+            read_embeddings(tmp_path / name)
+
+
+def test_a_file_of_a_later_format_asks_for_an_upgrade(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "a.h5", embeddings())
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.attrs["format_version"] = 99
+    with pytest.raises(EmbeddingsDamagedError, match="upgrade pathfm"):
+        read_embeddings(tmp_path / "a.h5")
+
+
+def test_a_file_changed_after_it_was_proven_is_proven_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_embeddings(path, embeddings())
+    features = read_embeddings(path).features
+    data = bytearray(path.read_bytes())
+    data[data.index(features.tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(EmbeddingsDamagedError, match="features do not match"):
+        read_embeddings(path)
+
+
+def test_a_full_disk_is_a_named_error_and_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import resource, signal, sys, pathlib; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "import errno\nfrom pathfm.files import write_atomically\n"
+        "try:\n    write_atomically(pathlib.Path(sys.argv[1]), b'0' * 5000)\n"
+        "except OSError as error:\n    sys.exit(0 if error.errno == errno.EFBIG else 1)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.h5")], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+def test_the_error_of_a_full_device_says_what_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path as RealPath
+
+    opened = RealPath.open
+    monkeypatch.setattr(RealPath, "open", lambda self, *a, **k: opened(RealPath("/dev/full"), *a, **k))
+    with pytest.raises(DiskFullError, match="run the same command again"):
+        write_embeddings(tmp_path / "a.h5", embeddings())
+
+
+def test_a_root_with_several_recipes_is_an_error_that_lists_them(tmp_path: Path) -> None:
+    other = RECIPE | {"tiles": RECIPE["tiles"] | {"mpp": 1.0}}
+    for recipe in (RECIPE, other):
+        write_embeddings(tmp_path / embeddings_folder_name(recipe) / "a.h5", embeddings(recipe=recipe))
+    with pytest.raises(SeveralRecipesError) as caught:
+        find_embeddings(tmp_path)
+    assert embeddings_folder_name(RECIPE) in str(caught.value)
+    assert embeddings_folder_name(other) in str(caught.value)
+    assert list(find_embeddings(tmp_path / embeddings_folder_name(other))) == ["a"]
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_a_folder_without_embeddings_says_what_to_run(tmp_path: Path, make: bool) -> None:
+    folder = tmp_path / "cache"
+    if make:
+        folder.mkdir()
+    with pytest.raises(EmbeddingsDamagedError, match="extract"):
+        find_embeddings(folder)
+
+
+def test_a_stale_recipe_names_the_key_that_differs() -> None:
+    other = RECIPE | {"tiles": RECIPE["tiles"] | {"mpp": 1.0}}
+    assert recipe_differences(other, RECIPE) == ["tiles.mpp is 1.0, wanted 0.5"]
+    with pytest.raises(EmbeddingsStaleError, match=r"tiles\.mpp is 1\.0, wanted 0\.5"):
+        require_one_recipe([(None, embeddings()), (None, embeddings(recipe=other))])  # type: ignore[list-item]
+
+
+def test_verify_counts_the_good_and_names_the_bad(tmp_path: Path) -> None:
+    folder = tmp_path / embeddings_folder_name(RECIPE)
+    for name in ("a", "b", "c"):
+        write_embeddings(folder / f"{name}.h5", embeddings(slide_id=name))
+    assert verify(tmp_path).startswith("3 files verified")
+    data = bytearray((folder / "b.h5").read_bytes())
+    data[data.index(embeddings().features.tobytes()) + 3] ^= 4
+    (folder / "b.h5").write_bytes(data)
+    (folder / "c.h5").rename(folder / "d.h5")
+    with pytest.raises(PathfmError, match=r"2 of 3 files .* b\.h5, d\.h5"):
+        verify(tmp_path)
+
+
+def test_verify_finds_a_file_that_strayed_from_another_recipe(tmp_path: Path) -> None:
+    other = RECIPE | {"tiles": RECIPE["tiles"] | {"mpp": 1.0}}
+    write_embeddings(tmp_path / embeddings_folder_name(RECIPE) / "a.h5", embeddings(recipe=other))
+    with pytest.raises(PathfmError, match=r"1 of 1 files"):
+        verify(tmp_path)

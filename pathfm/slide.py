@@ -1,0 +1,286 @@
+"""A whole-slide image with an exact scale: open it, read a square of so many microns, read all of it small.
+
+Every position is (x, y) in level-0 pixels. Levels are read at whole pixels of the level and resampled with an
+antialiasing filter whose box carries the fraction, so a tile is `size_px * mpp` microns wide on every scanner; there
+are no bins of magnification. Label and macro images are never opened, nor is any property but the scale.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from pathfm.errors import MppError, SlideUnreadableError, TileUnreadableError
+from pathfm.scale import MPP_SANE, MppSource, believed_mpp, objective_power, require_sane_mpp, stated_mpp
+from pathfm.slidefiles import openslide_refusal, require_readable, series_files, slide_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+__all__ = ["MPP_SANE", "MppSource", "Slide", "open_slide", "series_files", "slide_sha256"]
+
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""Images that Pillow reads where OpenSlide does not; they state no mpp."""
+
+_LEVEL_TOLERANCE = 1 + 1e-3
+_OVERVIEW_TOLERANCE = 1.25
+_BAND_PX = 1 << 24
+_PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+def open_slide(
+    path: Path, mpp_override: float | None = None, mpp_source: MppSource = "override", slide_id: str | None = None
+) -> Slide:
+    """Opens a slide of any format that OpenSlide reads, or a plain image with a stated mpp.
+
+    Args:
+        path: the slide; any file of a DICOM series stands for the series.
+        mpp_override: microns per pixel of level 0, in place of what the slide states (also absurd or contradicted).
+        mpp_source: where the override comes from; recorded.
+        slide_id: its name in the cohort; the file stem where not given.
+
+    Raises:
+        SlideUnreadableError: it does not open; the reason is typed.
+        MppError: its mpp is missing, outside `MPP_SANE`, or contradicted by itself.
+        InputError: the override is outside `MPP_SANE`.
+    """
+    if mpp_override is not None:
+        require_sane_mpp(mpp_override, f"--mpp-override {mpp_override:g} for {path}")
+    require_readable(path)
+    handle = _open_handle(path)
+    try:
+        mpp = believed_mpp(path, handle.properties) if mpp_override is None else mpp_override
+    except MppError:
+        handle.close()
+        raise
+    return Slide(path, slide_id or path.stem, handle, mpp, "metadata" if mpp_override is None else mpp_source)
+
+
+class Slide:
+    """An open slide; a context manager, usable from several threads at once.
+
+    Attributes:
+        path: the file it was opened by.
+        slide_id: its name in the cohort.
+        mpp: microns per pixel of level 0.
+        mpp_source: "metadata", "override" or "cohort".
+        mpp_stated: what the slide itself states, None where it states nothing; differs from `mpp` under an override.
+        size_px0: (width, height) of level 0.
+        level_sizes: (width, height) of each level.
+        level_downsamples: level-0 pixels per pixel of each level, ascending; the whole number that the level was made
+            with where its size allows that, for OpenSlide divides rounded sizes and says 3.9995, half a pixel off at
+            the far side.
+        objective_power: as stated, None where it is not.
+        vendor: OpenSlide's name of the format, "image" for a plain image.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        slide_id: str,
+        handle: openslide.AbstractSlide,
+        mpp: float,
+        mpp_source: MppSource,
+    ) -> None:
+        self.path, self.slide_id = path, slide_id
+        self.mpp, self.mpp_source, self.mpp_stated = mpp, mpp_source, stated_mpp(handle.properties)
+        self._handle, self._lock = handle, threading.Lock()
+        self.size_px0: tuple[int, int] = handle.dimensions
+        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
+        self._stated_downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
+        self.level_downsamples = tuple(map(self._true_downsample, self.level_sizes, self._stated_downsamples))
+        self.objective_power = objective_power(handle.properties)
+        self.vendor = str(handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "image"))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that make up the slide, sorted."""
+        return series_files(self.path)
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; no thread may be reading."""
+        self._handle.close()
+
+    def read_tile(self, x_px0: int, y_px0: int, size_px: int, mpp: float) -> NDArray[np.uint8]:
+        """The square of `size_px * mpp` microns whose top-left corner is (x_px0, y_px0).
+
+        Read from the coarsest level that is not coarser than `mpp`, resampled bicubically with antialiasing (Pillow;
+        pixels outside the square have no part in it), untouched where the level has exactly that mpp. Outside the scan
+        and where the scan is transparent it is white.
+
+        Returns:
+            uint8 (size_px, size_px, 3), RGB.
+
+        Raises:
+            TileUnreadableError: it cannot be decoded, also not from a fresh handle; later tiles can still be read.
+        """
+        level = self._level_for(mpp, _LEVEL_TOLERANCE)
+        scale = mpp / self.mpp / self.level_downsamples[level]
+        (x_at, x_rest), (y_at, y_rest) = self._whole_pixel(x_px0, level), self._whole_pixel(y_px0, level)
+        box = (x_rest, y_rest, x_rest + size_px * scale, y_rest + size_px * scale)
+        window = (math.ceil(box[2] - 1e-6), math.ceil(box[3] - 1e-6))
+        rgb, _ = _on_white(self._read(x_at, y_at, level, window))
+        if abs(scale - 1) < 1e-6 and max(x_rest, y_rest) < 1e-6:
+            return rgb
+        return _resample(rgb, (size_px, size_px), Image.Resampling.BICUBIC, box)
+
+    def read_level(self, level: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A whole level: (rgb uint8 (h, w, 3) on white, opaque bool (h, w), False where the scanner has no pixels).
+
+        Raises:
+            TileUnreadableError: it cannot be decoded.
+        """
+        return _on_white(self._read(0, 0, level, self.level_sizes[level]))
+
+    def read_overview(self, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The whole scan, resampled with an antialiasing triangle filter so that a pixel is exactly `mpp` microns wide.
+
+        Pixel (i, j) covers level-0 x from `j * mpp / slide.mpp` to `(j + 1) * mpp / slide.mpp`. The last row and column
+        may reach past the scan; what lies outside is white and not opaque. A level up to 1.25 times coarser than asked
+        is used where there is one: it saves reading sixteen times as much. Read in bands, so memory stays bounded.
+
+        Returns:
+            (rgb uint8 (h, w, 3), opaque bool (h, w)).
+
+        Raises:
+            TileUnreadableError: a part of it cannot be decoded.
+        """
+        level = self._level_for(mpp, _OVERVIEW_TOLERANCE)
+        scale = mpp / self.mpp / self.level_downsamples[level]
+        width, height = self.overview_size(mpp)
+        bands = [self._band(level, mpp, width, rows) for rows in _bands(height, scale, width * scale)]
+        return np.concatenate([rgb for rgb, _ in bands]), np.concatenate([opaque for _, opaque in bands])
+
+    def overview_size(self, mpp: float) -> tuple[int, int]:
+        """(width, height) of the overview at this mpp; it covers the scan, so a broken last pixel counts whole."""
+        width, height = (math.ceil(size * self.mpp / mpp - 1e-6) for size in self.size_px0)
+        return width, height
+
+    def _band(
+        self, level: int, mpp: float, width: int, rows: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Rows of the overview from the level's pixels that they cover."""
+        scale = mpp / self.mpp / self.level_downsamples[level]
+        y_at, y_rest = self._whole_pixel(rows[0] * mpp / self.mpp, level)
+        box = (0.0, y_rest, width * scale, y_rest + (rows[1] - rows[0]) * scale)
+        window = (math.ceil(box[2] - 1e-6), math.ceil(box[3] - 1e-6))
+        rgb, opaque = _on_white(self._read(0, y_at, level, window))
+        size = (width, rows[1] - rows[0])
+        if opaque.all():
+            return _resample(rgb, size, Image.Resampling.BILINEAR, box), np.ones(size[::-1], bool)
+        seen = _resample(opaque.astype(np.uint8) * 255, size, Image.Resampling.BILINEAR, box)
+        return _resample(rgb, size, Image.Resampling.BILINEAR, box), seen > 127
+
+    def _level_for(self, mpp: float, tolerance: float) -> int:
+        """The coarsest level that is not coarser than `mpp`, within a factor."""
+        wanted = mpp / self.mpp * tolerance
+        fitting = [level for level, downsample in enumerate(self.level_downsamples) if downsample <= wanted]
+        return fitting[-1] if fitting else 0
+
+    def _true_downsample(self, size: tuple[int, int], stated: float) -> float:
+        """The whole number next to a stated downsample, if the level's size is that of level 0 divided by it and rounded."""
+        whole = round(stated)
+        fits = all(abs(full / whole - part) < 1 for full, part in zip(self.size_px0, size, strict=True))
+        return float(whole) if fits else stated
+
+    def _whole_pixel(self, position_px0: float, level: int) -> tuple[int, float]:
+        """(level-0 position to ask OpenSlide for, what is left from there to the position in level pixels).
+
+        The level pixel at or before the position. OpenSlide takes whole level-0 positions and divides by its own
+        downsample; where that is no whole number it interpolates by up to half a level-0 pixel, accounted for here.
+        """
+        wanted = position_px0 / self.level_downsamples[level]
+        stated = self._stated_downsamples[level]
+        at = round(math.floor(wanted + 1e-6) * stated)
+        if at / stated > wanted + 1e-6:
+            at = round((math.floor(wanted + 1e-6) - 1) * stated)
+        return at, max(0.0, wanted - at / stated)
+
+    def _read(self, x_px0: int, y_px0: int, level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """RGBA pixels of a level; a handle that has seen an error stays broken, so another is opened and tried once.
+
+        The second try has a handle of its own: another thread's bad tile must not take this one along.
+        """
+        handle = self._handle
+        with suppress(openslide.OpenSlideError):
+            return np.asarray(handle.read_region((x_px0, y_px0), level, size))
+        fresh = None
+        try:
+            fresh = _open_handle(self.path)
+            pixels = np.asarray(fresh.read_region((x_px0, y_px0), level, size))
+        except (openslide.OpenSlideError, SlideUnreadableError) as error:
+            if fresh is not None:
+                self._replace(handle, _open_handle(self.path))
+            said = " ".join(str(error).split())
+            message = (
+                f"{self.path} cannot be decoded at ({x_px0}, {y_px0}), level {level} ({said}); copy the slide again"
+            )
+            raise TileUnreadableError(self.path, "tile unreadable", message) from error
+        self._replace(handle, fresh)
+        return pixels
+
+    def _replace(self, broken: openslide.AbstractSlide, fresh: openslide.AbstractSlide) -> None:
+        """Swaps the shared handle once; a broken one closes itself when its last reader lets go of it."""
+        with self._lock:
+            if self._handle is broken:
+                self._handle = fresh
+
+
+def _open_handle(path: Path) -> openslide.AbstractSlide:
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        if path.suffix.lower() not in PLAIN_SUFFIXES:
+            raise openslide_refusal(path, error) from error
+    except openslide.OpenSlideError as error:
+        raise openslide_refusal(path, error) from error
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _PLAIN_MODES:
+                message = f"{path} has pixels of the mode {image.mode}; save it as 8-bit RGB"
+                raise SlideUnreadableError(path, "unsupported", message)
+            return openslide.ImageSlide(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise openslide_refusal(path, error) from error
+
+
+def _bands(height: int, scale: float, level_width: float) -> Iterator[tuple[int, int]]:
+    """Row ranges of an overview whose level pixels stay under a bound."""
+    rows = max(1, int(_BAND_PX / max(1.0, level_width) / scale))
+    return ((start, min(start + rows, height)) for start in range(0, height, rows))
+
+
+def _resample(
+    pixels: NDArray[np.uint8], size: tuple[int, int], kernel: Image.Resampling, box: tuple[float, float, float, float]
+) -> NDArray[np.uint8]:
+    height, width = pixels.shape[:2]
+    inside = (box[0], box[1], min(box[2], width), min(box[3], height))
+    return np.asarray(Image.fromarray(pixels).resize(size, kernel, inside))
+
+
+def _on_white(rgba: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The one place where missing pixels become white."""
+    alpha = rgba[..., 3]
+    if alpha.min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[..., :3]), np.ones(alpha.shape, bool)
+    share = alpha[..., None].astype(np.uint16)
+    rgb = (rgba[..., :3] * share + 255 * (255 - share) + 127) // 255
+    return rgb.astype(np.uint8), alpha > 127

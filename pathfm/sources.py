@@ -1,0 +1,179 @@
+"""Which slides a command is about: folders, files and cohort tables made into one list."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pathfm.cohort import read_cohort
+from pathfm.errors import CohortError, InputError
+from pathfm.progress import logger
+from pathfm.scale import MppSource, require_sane_mpp
+from pathfm.slide import Slide, open_slide
+from pathfm.slidefiles import dicom_series, series_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+SLIDE_SUFFIXES = frozenset(
+    [
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".mrxs",
+        ".dcm",
+        ".scn",
+        ".bif",
+        ".vms",
+        ".vmu",
+        ".svslide",
+        ".czi",
+    ]
+)
+"""Suffixes of the formats that OpenSlide reads."""
+IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
+"""Suffixes of plain images; they state no mpp."""
+_INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """A slide that a command was given; picklable.
+
+    Attributes:
+        slide_id: its name: the file stem, or what the cohort says.
+        path: its file; the first of a DICOM series.
+        mpp_override: microns per pixel of level 0 in place of what the slide states, None to believe it.
+        mpp_source: where the override comes from.
+    """
+
+    slide_id: str
+    path: Path
+    mpp_override: float | None = None
+    mpp_source: MppSource = "override"
+
+    def open(self) -> Slide:
+        """Opens it; raises what `open_slide` raises."""
+        return open_slide(self.path, self.mpp_override, self.mpp_source, self.slide_id)
+
+
+def find_slides(sources: Sequence[Path], mpp_override: float | None = None) -> list[SlideSource]:
+    """The slides in cohort tables, then those in folders and files as given; a folder's are sorted by path.
+
+    Folders are searched to any depth without hidden files; plain images (.png, .jpg) count there only where no slide is
+    found, else they are taken for thumbnails. A DICOM series is one slide. A slide given twice is one; a
+    cohort's row counts before a folder's find. The cohort's `mpp` is per slide and wins over `mpp_override`. A file that a
+    cohort names need not exist: it fails by itself when it is opened, and the others go on.
+
+    Raises:
+        InputError: nothing there, a folder without slides, an absurd override, an id that is no file name, two slides of one id.
+        CohortError: a table that cannot be used, or rows without `path`.
+    """
+    if mpp_override is not None:
+        require_sane_mpp(mpp_override, f"--mpp-override {mpp_override:g}")
+    if not sources:
+        message = "no slides given; pass --slides a folder, files or a cohort table"
+        raise InputError(message)
+    tables_first = sorted(sources, key=lambda source: source.suffix.lower() != ".csv")
+    found = [slide for source in tables_first for slide in _slides_of(source, mpp_override)]
+    unique = _without_twins(found)
+    _require_ids(unique)
+    return unique
+
+
+def _slides_of(source: Path, mpp_override: float | None) -> list[SlideSource]:
+    if source.suffix.lower() == ".csv":
+        return _of_cohort(source, mpp_override)
+    if source.is_dir():
+        return [SlideSource(path.stem, path, mpp_override) for path in _of_folder(source)]
+    if not source.exists():
+        message = f"no file or folder at {source}; pass --slides a folder, files or a cohort table"
+        raise InputError(message)
+    return [SlideSource(_first_file(source).stem, _first_file(source), mpp_override)]
+
+
+def _of_cohort(source: Path, mpp_override: float | None) -> list[SlideSource]:
+    table = read_cohort(source).table
+    missing = [str(row + 2) for row, path in enumerate(table["path"]) if path is None]
+    if missing:
+        rows = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        message = (
+            f"{source}: path is empty in row {rows}; fill `path` (relative to the table) so that the slides are found"
+        )
+        raise CohortError(message)
+    twice = table.loc[table["path"].duplicated(keep=False), "slide_id"]
+    if len(twice):
+        message = f"{source}: {' and '.join(twice[:5])} have the same path; a slide has one row"
+        raise CohortError(message)
+    slides = []
+    for slide_id, path, mpp in zip(table["slide_id"], table["path"], table["mpp"], strict=True):
+        if math.isnan(mpp):
+            slides.append(SlideSource(slide_id, path, mpp_override))
+        else:
+            require_sane_mpp(mpp, f"{source}: mpp {mpp:g} of {slide_id}")
+            slides.append(SlideSource(slide_id, path, float(mpp), "cohort"))
+    return slides
+
+
+def _of_folder(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    slides = [path for path in files if path.suffix.lower() in SLIDE_SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not slides and not images:
+        message = f"no slides in {folder} ({len(files)} other files); pass --slides a folder with {', '.join(sorted(SLIDE_SUFFIXES))}"
+        raise InputError(message)
+    if slides and images:
+        logger.info("%d plain images beside the slides of %s are left out; name them to use them", len(images), folder)
+    return _one_per_slide(slides or images)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _one_per_slide(files: list[Path]) -> list[Path]:
+    """Leaves out what belongs to another file's slide: the rest of a DICOM series, the parts that an index names."""
+    parts = {
+        part for path in files if path.suffix.lower() in _INDEX_SUFFIXES for part in series_files(path) if part != path
+    }
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for path in files:
+        series = dicom_series(path) if path.suffix.lower() == ".dcm" else ""
+        if path in parts or (series and (path.parent, series) in seen):
+            continue
+        seen.add((path.parent, series))
+        kept.append(path)
+    return kept
+
+
+def _first_file(path: Path) -> Path:
+    """The file that stands for a DICOM series whichever of its files is named."""
+    return series_files(path)[0] if path.suffix.lower() == ".dcm" else path
+
+
+def _without_twins(slides: Iterable[SlideSource]) -> list[SlideSource]:
+    """One source a file, the first that names it."""
+    unique: dict[Path, SlideSource] = {}
+    for slide in slides:
+        unique.setdefault(_first_file(slide.path).resolve(), slide)
+    return list(unique.values())
+
+
+def _require_ids(slides: list[SlideSource]) -> None:
+    """Ids name files, so they must be file names and unique."""
+    seen: dict[str, Path] = {}
+    for slide in slides:
+        if slide.slide_id.startswith(".") or set(slide.slide_id) & set("/\\\0"):
+            message = f"slide_id {slide.slide_id!r} of {slide.path} is no file name; use letters, digits, '-' and '_' in the cohort"
+            raise InputError(message)
+        if slide.slide_id in seen:
+            message = (
+                f"two slides are called {slide.slide_id!r}: {seen[slide.slide_id]} and {slide.path};"
+                " rename one, or give each its slide_id in a cohort table"
+            )
+            raise InputError(message)
+        seen[slide.slide_id] = slide.path

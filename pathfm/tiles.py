@@ -1,0 +1,208 @@
+"""The grid of tiles over a slide's tissue, and reading it in order with bounded look-ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pathfm.errors import InputError, MppError, TileUnreadableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from pathfm.slide import Slide
+    from pathfm.tissue import TissueMask
+
+UPSAMPLING_TOLERANCE = 1.10
+"""How much finer than the scan a tile may be without `--tiles.allow_upsampling true`."""
+
+_SIZE_PX = (8, 4096)
+_MPP = (0.05, 100.0)
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """How a slide is cut into tiles."""
+
+    size_px: int | None = None
+    """Width and height of a tile in pixels, as the backbone sees it; the backbone's own where not given."""
+    mpp: float | None = None
+    """Microns per pixel of a tile; a tile is size_px * mpp microns wide on every slide; the backbone's own where not given."""
+    stride_px: int | None = None
+    """Pixels from one tile to the next; size_px where not given, so tiles touch; less makes them overlap."""
+    min_tissue: float = 0.5
+    """A tile is kept where at least this share of it is tissue; 0 keeps every tile of the scan."""
+    allow_upsampling: bool = False
+    """Read tiles finer than the scan by more than 10 %; their detail is interpolated."""
+    allow_mismatch: bool = False
+    """Let the backbone have tiles of a size or mpp that it was not made for."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be cut.
+
+        Raises:
+            InputError: a value out of range; the message names the flag.
+        """
+        _require("size_px", self.size_px, *_SIZE_PX)
+        _require("mpp", self.mpp, *_MPP)
+        _require("stride_px", self.stride_px, 1, 16 * _SIZE_PX[1])
+        _require("min_tissue", self.min_tissue, 0, 1)
+
+    def resolved(self, size_px: int, mpp: float) -> TileSpec:
+        """The same spec with every None filled: size and mpp from a backbone's row, stride with the size."""
+        size = self.size_px or size_px
+        return replace(self, size_px=size, mpp=self.mpp or mpp, stride_px=self.stride_px or size)
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """The tiles of a slide, row by row from the top, left to right in a row.
+
+    Attributes:
+        coords: int32 (n, 2), (x, y) of each tile's top-left corner in level-0 pixels.
+        coverage: float32 (n,), the share of each tile that is tissue.
+        size_px: width and height in pixels as read.
+        mpp: microns per pixel as read.
+        stride_px: pixels from one tile to the next.
+        extent_px0: width and height of a tile in level-0 pixels; a float, for scale is exact.
+    """
+
+    coords: NDArray[np.int32]
+    coverage: NDArray[np.float32]
+    size_px: int
+    mpp: float
+    stride_px: int
+    extent_px0: float
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+
+@dataclass(frozen=True, eq=False)
+class TileBatch:
+    """Rows `start` to `stop` of the coords, read.
+
+    Attributes:
+        start: first row of the batch.
+        stop: one past its last row.
+        pixels: uint8 (k, size_px, size_px, 3), RGB, of the tiles that could be read, in order.
+        rows: int64 (k,), the row of coords that each of `pixels` belongs to.
+        failed: int64 (stop - start - k,), the rows that could not be read; nothing stands in for them.
+    """
+
+    start: int
+    stop: int
+    pixels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    failed: NDArray[np.int64]
+
+
+def tile_slide(slide: Slide, mask: TissueMask, spec: TileSpec) -> Tiles:
+    """The tiles of a slide that hold enough tissue.
+
+    The grid starts at (0, 0); column k starts at `round(k * stride)` level-0 pixels, so rounding does not add up. Only
+    tiles that lie wholly inside the scan count: a slide smaller than a tile has none.
+
+    Args:
+        slide: the slide.
+        mask: its tissue.
+        spec: resolved: size and mpp are given.
+
+    Raises:
+        MppError: the tiles are finer than the scan by more than 10 % and `allow_upsampling` is off.
+        InputError: the spec has no size or no mpp.
+    """
+    if spec.size_px is None or spec.mpp is None:
+        message = (
+            "the tiles have no size or no mpp, and no backbone states them; pass --tiles.size_px 224 --tiles.mpp 0.5"
+        )
+        raise InputError(message)
+    require_scan_fine_enough(slide, spec)
+    stride_px = spec.stride_px or spec.size_px
+    extent_px0, stride_px0 = spec.size_px * spec.mpp / slide.mpp, stride_px * spec.mpp / slide.mpp
+    x_px0, y_px0 = (_starts(size, extent_px0, stride_px0) for size in slide.size_px0)
+    y_grid, x_grid = np.meshgrid(y_px0, x_px0, indexing="ij")
+    coords = np.stack([x_grid.ravel(), y_grid.ravel()], axis=1).astype(np.int32)
+    coverage = mask.coverage(coords[:, 0], coords[:, 1], extent_px0, slide.mpp)
+    kept = coverage >= spec.min_tissue - 1e-9
+    return Tiles(coords[kept], coverage[kept].astype(np.float32), spec.size_px, spec.mpp, stride_px, extent_px0)
+
+
+def require_scan_fine_enough(slide: Slide, spec: TileSpec) -> None:
+    """Refuses tiles finer than the scan.
+
+    Raises:
+        MppError: by more than `UPSAMPLING_TOLERANCE`, and `allow_upsampling` is off.
+    """
+    if spec.mpp is not None and spec.mpp * UPSAMPLING_TOLERANCE < slide.mpp and not spec.allow_upsampling:
+        message = (
+            f"{slide.path} has {slide.mpp:g} mpp, too coarse for tiles of {spec.mpp:g} mpp;"
+            f" pass --tiles.mpp {slide.mpp:.3g} or more, or --tiles.allow_upsampling true"
+        )
+        raise MppError(slide.path, "upsampling", message)
+
+
+def read_tiles(
+    slide: Slide, coords: NDArray[np.int32], size_px: int, mpp: float, batch_size: int = 32, workers: int = 1
+) -> Iterator[TileBatch]:
+    """Reads tiles in the order of `coords`, a batch at a time.
+
+    Batch i holds rows `i * batch_size` onwards whatever the number of workers, so a run can stop after any batch and go
+    on from the next. At most one batch and two tiles a worker are read ahead.
+
+    Args:
+        slide: the slide; stays open until the iterator ends.
+        coords: int32 (n, 2), level-0 pixels.
+        size_px: width and height of a tile.
+        mpp: microns per pixel of a tile.
+        batch_size: tiles in a batch; the last may be smaller.
+        workers: threads that read.
+    """
+    with ThreadPoolExecutor(max(1, workers), "read-tiles") as pool:
+        ahead: deque[Future[NDArray[np.uint8] | None]] = deque()
+        queued = 0
+        try:
+            for start in range(0, len(coords), batch_size):
+                stop = min(start + batch_size, len(coords))
+                upto = min(stop + batch_size + 2 * workers, len(coords))
+                ahead += [pool.submit(_read_or_none, slide, xy, size_px, mpp) for xy in coords[queued:upto]]
+                queued = max(queued, upto)
+                yield _batch(start, [ahead.popleft().result() for _ in range(start, stop)], size_px)
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _batch(start: int, tiles: list[NDArray[np.uint8] | None], size_px: int) -> TileBatch:
+    read = np.array([tile is not None for tile in tiles], bool)
+    pixels = [tile for tile in tiles if tile is not None]
+    rows = np.arange(start, start + len(tiles))
+    stacked = np.stack(pixels) if pixels else np.zeros((0, size_px, size_px, 3), np.uint8)
+    return TileBatch(start, start + len(tiles), stacked, rows[read], rows[~read])
+
+
+def _read_or_none(slide: Slide, xy: NDArray[np.int32], size_px: int, mpp: float) -> NDArray[np.uint8] | None:
+    try:
+        return slide.read_tile(int(xy[0]), int(xy[1]), size_px, mpp)
+    except TileUnreadableError:
+        return None
+
+
+def _starts(length_px0: int, extent_px0: float, stride_px0: float) -> NDArray[np.int64]:
+    """Rounded starts of the tiles along one axis."""
+    count = max(0, int((length_px0 - extent_px0) / stride_px0) + 2)
+    starts = np.floor(np.arange(count) * stride_px0 + 0.5).astype(np.int64)
+    inside: NDArray[np.int64] = starts[starts + extent_px0 <= length_px0 + 1e-6]
+    return inside
+
+
+def _require(field: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        message = f"--tiles.{field} is {value:g}; give a number from {low:g} to {high:g}"
+        raise InputError(message)

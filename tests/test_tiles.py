@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyramids import spoil_tile, waves, write_pyramid
+
+from pathfm.errors import InputError, MppError
+from pathfm.slide import open_slide
+from pathfm.tiles import TileSpec, read_tiles, tile_slide
+from pathfm.tissue import TissueMask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pathfm.slide import Slide
+
+
+class Scan:
+    """What the grid asks of a slide: its size and its scale."""
+
+    def __init__(self, size_px0: tuple[int, int], mpp: float) -> None:
+        self.size_px0, self.mpp, self.path = size_px0, mpp, "scan.tiff"
+
+
+def all_tissue(size_px0: tuple[int, int], mpp: float) -> TissueMask:
+    return TissueMask(np.ones((int(size_px0[1] * mpp / 8) + 1, int(size_px0[0] * mpp / 8) + 1), bool), 8.0)
+
+
+def grid(size_px0: tuple[int, int], mpp: float, spec: TileSpec, mask: TissueMask | None = None) -> Any:
+    scan: Any = Scan(size_px0, mpp)
+    return tile_slide(scan, mask or all_tissue(size_px0, mpp), spec)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    width=st.integers(1, 3000),
+    height=st.integers(1, 3000),
+    mpp=st.floats(0.2, 1.1),
+    tile_mpp=st.floats(1.0, 2.0),
+    size_px=st.integers(32, 300),
+    stride_share=st.floats(0.4, 1.6),
+)
+def test_the_grid_is_whole_tiles_in_order_without_drift(
+    width: int, height: int, mpp: float, tile_mpp: float, size_px: int, stride_share: float
+) -> None:
+    stride_px = max(1, round(size_px * stride_share))
+    tiles = grid((width, height), mpp, TileSpec(size_px, tile_mpp, stride_px, 0.0))
+    extent_px0, stride_px0 = size_px * tile_mpp / mpp, stride_px * tile_mpp / mpp
+    assert tiles.extent_px0 == pytest.approx(extent_px0)
+    assert tiles.coords.dtype == np.int32
+    assert [tuple(c) for c in tiles.coords[:, ::-1]] == sorted(tuple(c) for c in tiles.coords[:, ::-1])
+    for axis, length in ((0, width), (1, height)):
+        starts = np.unique(tiles.coords[:, axis])
+        assert (np.abs(starts - np.arange(len(starts)) * stride_px0) <= 0.5 + 1e-6).all()
+        assert (starts + extent_px0 <= length + 1e-6).all()
+        if len(tiles):
+            # One more column would not fit.
+            assert np.floor(len(starts) * stride_px0 + 0.5) + extent_px0 > length
+    if min(width, height) >= extent_px0:
+        assert len(tiles) == len(np.unique(tiles.coords[:, 0])) * len(np.unique(tiles.coords[:, 1])) > 0
+
+
+@pytest.mark.parametrize("size_px0", [(223, 5000), (5000, 223), (16, 16), (1, 1)])
+def test_a_slide_smaller_than_a_tile_has_none(size_px0: tuple[int, int]) -> None:
+    tiles = grid(size_px0, 0.5, TileSpec(224, 0.5, min_tissue=0.0))
+    assert tiles.coords.shape == (0, 2)
+
+
+def test_only_tiles_with_enough_tissue_are_kept() -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[:, 16:] = True
+    mask[32:, 8:16] = True
+    kept = {
+        least: grid((1024, 1024), 0.5, TileSpec(256, 0.5, min_tissue=least), TissueMask(mask, 8.0))
+        for least in (0.0, 0.3, 0.5, 0.51, 1.0)
+    }
+    assert {least: len(tiles) for least, tiles in kept.items()} == {0.0: 16, 0.3: 14, 0.5: 14, 0.51: 12, 1.0: 12}
+    assert sorted(set(kept[0.0].coverage.tolist())) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("mpp", "tile_mpp", "fine"),
+    [(0.5, 0.5, True), (0.263, 0.25, True), (1.052, 1.0, True), (0.5, 0.4, False), (1.0, 0.5, False)],
+)
+def test_tiles_finer_than_the_scan_by_over_ten_percent_are_refused(mpp: float, tile_mpp: float, fine: bool) -> None:
+    if fine:
+        assert len(grid((2000, 2000), mpp, TileSpec(64, tile_mpp)))
+        return
+    with pytest.raises(MppError, match=r"--tiles\.allow_upsampling true") as caught:
+        grid((2000, 2000), mpp, TileSpec(64, tile_mpp))
+    assert caught.value.reason == "upsampling"
+    assert len(grid((2000, 2000), mpp, TileSpec(64, tile_mpp, allow_upsampling=True)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size_px", 0), ("size_px", 100_000), ("mpp", 0.0), ("mpp", float("nan")), ("stride_px", 0), ("min_tissue", 1.5)],
+)
+def test_a_tile_spec_out_of_range_is_refused_by_its_flag(field: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"--tiles.{field}"):
+        TileSpec(**{field: value})
+
+
+def test_what_a_spec_leaves_open_comes_from_the_backbone() -> None:
+    assert TileSpec().resolved(224, 0.5) == TileSpec(224, 0.5, 224)
+    assert TileSpec(mpp=1.0, min_tissue=0.1).resolved(256, 0.5) == TileSpec(256, 1.0, 256, 0.1)
+    assert TileSpec(128, 1.0, 64).resolved(224, 0.5) == TileSpec(128, 1.0, 64)
+    with pytest.raises(InputError, match=r"--tiles\.size_px"):
+        grid((2000, 2000), 0.5, TileSpec())
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """512 x 512 pixels in tiles of 64, two of which cannot be decoded."""
+    path = tmp_path_factory.mktemp("spoilt") / "spoilt.tiff"
+    write_pyramid(path, waves(512, 512, 0.5), 0.5, compression="jpeg")
+    for index in (5, 37):
+        spoil_tile(path, index)
+    return path
+
+
+@pytest.fixture
+def slide(spoilt: Path) -> Iterator[Slide]:
+    with open_slide(spoilt) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 100])
+def test_batches_hold_the_tiles_in_order_and_name_those_that_failed(
+    slide: Slide, workers: int, batch_size: int
+) -> None:
+    coords = tile_slide(slide, all_tissue((512, 512), 0.5), TileSpec(64, 0.5)).coords
+    batches = list(read_tiles(slide, coords, 64, 0.5, batch_size, workers))
+    assert [b.start for b in batches] == list(range(0, 64, batch_size))
+    assert [b.stop for b in batches] == [min(start + batch_size, 64) for start in range(0, 64, batch_size)]
+    assert np.concatenate([b.failed for b in batches]).tolist() == [5, 37]
+    rows = np.concatenate([b.rows for b in batches])
+    pixels = np.concatenate([b.pixels for b in batches])
+    assert rows.tolist() == [i for i in range(64) if i not in (5, 37)]
+    assert pixels.dtype == np.uint8
+    for row, tile in zip(rows, pixels, strict=True):
+        assert np.array_equal(tile, slide.read_tile(*map(int, coords[row]), 64, 0.5))
+
+
+def test_a_batch_of_nothing_but_failures_is_empty(slide: Slide) -> None:
+    (batch,) = read_tiles(slide, np.array([[320, 0]], np.int32), 64, 0.5)
+    assert batch.pixels.shape == (0, 64, 64, 3)
+    assert batch.failed.tolist() == [0]
+
+
+def test_no_coords_give_no_batch(slide: Slide) -> None:
+    assert list(read_tiles(slide, np.zeros((0, 2), np.int32), 64, 0.5)) == []
+
+
+def test_reading_looks_ahead_only_so_far(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(slide, "read_tile", lambda x, y, size, mpp: read.append(x) or np.zeros((8, 8, 3), np.uint8))
+    batches = read_tiles(slide, np.zeros((10_000, 2), np.int32), 8, 0.5, batch_size=10, workers=2)
+    next(batches)
+    next(batches)
+    batches.close()
+    assert 20 <= len(read) <= 20 + 10 + 4

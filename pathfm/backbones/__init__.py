@@ -1,0 +1,23 @@
+"""Backbones: frozen networks from a tile to an embedding, a table of them, and loading one by name."""
+
+from __future__ import annotations
+
+from pathfm.backbones.find import backbones, find_backbone
+from pathfm.backbones.load import LoadedBackbone, Precision, load_backbone, resolve_device
+from pathfm.backbones.network import build_architecture
+from pathfm.backbones.table import BACKBONES, Backbone, register_backbone
+from pathfm.backbones.transform import require_tiles
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "LoadedBackbone",
+    "Precision",
+    "backbones",
+    "build_architecture",
+    "find_backbone",
+    "load_backbone",
+    "register_backbone",
+    "require_tiles",
+    "resolve_device",
+]

@@ -1,0 +1,227 @@
+"""Slides to embeddings files: find tissue, cut tiles, embed them, write one proven file a slide; run again to go on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from typing import TYPE_CHECKING, Any
+
+from pathfm.backbones import Precision, find_backbone, require_tiles
+from pathfm.embed import ExtractWork, extract_slide, loaded_backbone, why_stale
+from pathfm.embeddings import embeddings_folder_name, recipe_differences
+from pathfm.errors import EmbeddingsStaleError, InputError, SlideError, SlidesFailedError
+from pathfm.failures import Failure, write_failures
+from pathfm.progress import log_to, logger, progress
+from pathfm.recipe import recipe_for, settings_of
+from pathfm.sources import SlideSource, find_slides
+from pathfm.tiles import TileSpec
+from pathfm.tissue import TissueSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "ExtractResult",
+    "ExtractWork",
+    "extract",
+    "extract_like",
+    "extract_slide",
+    "extract_slides",
+    "plan_extraction",
+]
+
+FAILURES = "failures.csv"
+_MOST_WORKERS = 8
+_TILES, _TISSUE = TileSpec(), TissueSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult:
+    """What a run did.
+
+    Attributes:
+        folder: where the files of its recipe are.
+        done: ids of the slides that were embedded.
+        skipped: ids of those whose file was there and proven.
+        failed: those that could not be used, with their reasons.
+    """
+
+    folder: Path
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failed: tuple[Failure, ...]
+
+    def __str__(self) -> str:
+        """A line for the terminal."""
+        counts = [f"{len(self.done)} slides embedded", f"{len(self.skipped)} were already"]
+        counts += [f"{len(self.failed)} failed"] if self.failed else []
+        return f"{', '.join(counts)}; the embeddings are in {self.folder}"
+
+
+def extract(
+    slides: list[Path],
+    out: Path,
+    backbone: str = "colour",
+    tiles: TileSpec = _TILES,
+    tissue: TissueSpec = _TISSUE,
+    outlines: Path | None = None,
+    mpp_override: float | None = None,
+    device: str = "auto",
+    precision: Precision = "float32",
+    batch_size: int = 32,
+    workers: int | None = None,
+) -> ExtractResult:
+    """Embeds every slide into `<out>/<backbone>-<recipe8>/<slide_id>.h5` and lists those that failed in `<out>/failures.csv`.
+
+    A file that is there is left alone only when it is whole and says the same slide, scale, tissue and recipe.
+
+    Args:
+        slides: folders, slide files or cohort tables (.csv).
+        out: the folder for the embeddings.
+        backbone: a name of `pathfm backbones`, hf-hub:owner/name, timm/name or local-dir:/folder.
+        tiles: how a slide is cut.
+        tissue: how tissue is found.
+        outlines: a folder of <slide_id>.geojson in place of found tissue; a slide without one has its tissue found.
+        mpp_override: microns per pixel of level 0, in place of what the slides state.
+        device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps.
+        precision: of the backbone's matrix products; embeddings are stored as float16.
+        batch_size: tiles in a forward pass.
+        workers: threads that read tiles; as many as there are cores, up to 8, where not given.
+
+    Raises:
+        SlidesFailedError: at the very end, when some slides failed.
+        InputError: slides, outlines or a number that cannot be used.
+        BackboneError: a backbone that cannot be loaded, or is not made for such tiles.
+        DiskFullError: no space; what was finished is kept.
+    """
+    sources = find_slides(slides, mpp_override)
+    with log_to(out / "pathfm-extract.log"):
+        work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, batch_size, workers)
+        result = extract_slides(sources, work, out)
+    if result.failed:
+        raise SlidesFailedError(len(result.failed), len(sources), out / FAILURES)
+    return result
+
+
+def extract_like(
+    recipe: dict[str, Any],
+    slides: Sequence[Path],
+    out: Path,
+    outlines: Path | None = None,
+    mpp_override: float | None = None,
+    device: str = "auto",
+    *,
+    allow_upsampling: bool = False,
+) -> ExtractResult:
+    """Embeds slides exactly as a recipe says, such as that of a model; slides that fail are in the result.
+
+    Whether a slide's tissue is found or outlined by hand is its own affair, as in any run with outlines.
+
+    Args:
+        recipe: the recipe, from embeddings or a model.
+        slides: folders, slide files or cohort tables.
+        out: the folder for the embeddings.
+        outlines: a folder of <slide_id>.geojson in place of found tissue.
+        mpp_override: microns per pixel of level 0, in place of what the slides state.
+        device: as in `extract`.
+        allow_upsampling: also slides that are more than 10 % coarser than the recipe's tiles.
+
+    Raises:
+        EmbeddingsStaleError: the weights here, or this version of pathfm, give another recipe; the keys are named.
+        InputError: slides that cannot be used.
+        BackboneError: the backbone cannot be loaded.
+    """
+    settings = settings_of(recipe)
+    sources = find_slides(list(slides), mpp_override)
+    tiles = replace(settings.tiles, allow_upsampling=allow_upsampling)
+    work = plan_extraction(settings.backbone, tiles, settings.tissue, outlines, device, settings.precision)
+    tissue_here = work.recipe["tissue"] | {"method": recipe["tissue"]["method"]}
+    differing = recipe_differences(work.recipe | {"tissue": tissue_here}, recipe)
+    if differing:
+        message = (
+            f"slides cannot be embedded here as the recipe says: {'; '.join(differing[:3])};"
+            " install the same weights and the pathfm version that made it"
+        )
+        raise EmbeddingsStaleError(out, message)
+    return extract_slides(sources, replace(work, recipe=recipe), out)
+
+
+def plan_extraction(
+    backbone: str,
+    tiles: TileSpec = _TILES,
+    tissue: TissueSpec = _TISSUE,
+    outlines: Path | None = None,
+    device: str = "auto",
+    precision: Precision = "float32",
+    batch_size: int = 32,
+    workers: int | None = None,
+) -> ExtractWork:
+    """Loads the backbone and settles everything that is the same for all slides, recipe included; picklable.
+
+    Raises:
+        BackboneError: the backbone cannot be loaded, or was not made for such tiles.
+        InputError: no such device or folder of outlines, or a number out of range.
+    """
+    _require_at_least_one("batch_size", batch_size)
+    _require_at_least_one("workers", 1 if workers is None else workers)
+    if outlines is not None and not outlines.is_dir():
+        message = f"no folder at {outlines}; pass --outlines a folder with one <slide_id>.geojson a slide"
+        raise InputError(message)
+    row = find_backbone(backbone)
+    resolved = tiles.resolved(row.default_size_px, row.default_mpp)
+    require_tiles(row, resolved.size_px or 0, resolved.mpp or 0, allow_mismatch=tiles.allow_mismatch)
+    identity = loaded_backbone(backbone, device, precision).identity
+    return ExtractWork(
+        backbone=backbone,
+        device=device,
+        precision=precision,
+        tiles=resolved,
+        tissue=tissue,
+        outlines=outlines,
+        recipe=recipe_for(identity, resolved, tissue, outlines=outlines is not None),
+        batch_size=batch_size,
+        workers=min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers,
+    )
+
+
+def extract_slides(sources: Sequence[SlideSource], work: ExtractWork, out: Path) -> ExtractResult:
+    """Does the work on every slide, goes on past those that fail, and writes failures.csv; raises nothing for a slide.
+
+    Raises:
+        BackboneError: the backbone's embeddings are not finite.
+        DiskFullError: no space; what was finished is kept.
+    """
+    folder = out / embeddings_folder_name(work.recipe)
+    logger.info("extract: %d slides into %s", len(sources), folder)
+    done: list[str] = []
+    skipped: list[str] = []
+    failed: list[Failure] = []
+    for source in progress(sources, "extract"):
+        try:
+            embedded = _extract_if_stale(source, work, folder / f"{source.slide_id}.h5")
+        except SlideError as error:
+            logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
+            failed.append(Failure.of(source.slide_id, error))
+        else:
+            (done if embedded else skipped).append(source.slide_id)
+        write_failures(out / FAILURES, failed)
+    return ExtractResult(folder=folder, done=tuple(done), skipped=tuple(skipped), failed=tuple(failed))
+
+
+def _extract_if_stale(source: SlideSource, work: ExtractWork, path: Path) -> bool:
+    """Whether the slide had to be embedded."""
+    stale = why_stale(source, work, path)
+    if stale is None:
+        logger.info("%s: skipped, its file is whole and up to date", source.slide_id)
+        return False
+    if path.exists():
+        logger.warning("%s: made again, for %s", source.slide_id, stale)
+    logger.info("%s", extract_slide(source, work, path))
+    return True
+
+
+def _require_at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        message = f"--{name} is {value}; give 1 or more"
+        raise InputError(message)

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import logging
+import os
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pyramids import spoil_tile, write_pyramid
+
+from pathfm.backbones import load_backbone
+from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings, write_embeddings
+from pathfm.errors import (
+    BackboneError,
+    DiskFullError,
+    EmbeddingsStaleError,
+    InputError,
+    SlidesFailedError,
+    TileSpecMismatchError,
+)
+from pathfm.extract import extract, extract_like, extract_slide, extract_slides, plan_extraction
+from pathfm.files import write_json
+from pathfm.recipe import recipe_for, settings_of
+from pathfm.slide import open_slide
+from pathfm.sources import find_slides
+from pathfm.tiles import TileSpec
+from pathfm.tissue import TissueSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pathfm.extract import ExtractResult
+
+MPP = 0.5
+SPEC = TileSpec(size_px=64, mpp=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _log_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("pathfm"), "level", logging.INFO)
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("a", "b", "c")):
+        write_slide(tmp_path / "slides" / f"{name}.tiff", seed)
+    return tmp_path / "slides"
+
+
+def write_slide(path: Path, seed: int = 0, size: int = 1024, tissue: tuple[int, int] = (256, 900)) -> Path:
+    """A square of noisy eosin on glass, with a level of 4 mpp that the overview is read from."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(236, 244, (size, size, 3), dtype=np.uint8)
+    start, stop = tissue
+    eosin = np.array([205, 110, 170])
+    pixels[start:stop, start:stop] = eosin + rng.integers(-20, 20, (stop - start, stop - start, 1))
+    path.parent.mkdir(exist_ok=True)
+    return write_pyramid(path, pixels, MPP, levels=(8,))
+
+
+def run(slides: Path, out: Path, **more: Any) -> ExtractResult:
+    return extract([slides], out, **{"tiles": SPEC, "device": "cpu", "batch_size": 8, "workers": 2} | more)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.h5"))}
+
+
+def failures(out: Path) -> list[dict[str, str]]:
+    with (out / "failures.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def log_of(out: Path) -> str:
+    return (out / "pathfm-extract.log").read_text()
+
+
+def test_every_row_is_the_embedding_of_the_tile_at_its_coords(slides: Path, tmp_path: Path) -> None:
+    result = run(slides, tmp_path / "out")
+    backbone = load_backbone("colour", "cpu")
+    for slide_id in ("a", "b", "c"):
+        found = read_embeddings(result.folder / f"{slide_id}.h5")
+        with open_slide(slides / f"{slide_id}.tiff") as slide:
+            tiles = np.stack([slide.read_tile(x, y, 64, 1.0) for x, y in found.coords.tolist()])
+        assert len(tiles) > 16
+        assert np.allclose(found.features, backbone.embed(tiles), atol=1e-2)
+        assert np.allclose(found.mean_rgb, tiles.mean(axis=(0, 1, 2)), atol=1e-3)
+        assert (found.mpp, found.mpp_source, found.tile_extent_px0) == (
+            pytest.approx(MPP),
+            "metadata",
+            pytest.approx(128),
+        )
+    assert (result.done, result.skipped, result.failed) == (("a", "b", "c"), (), ())
+    assert failures(tmp_path / "out") == []
+
+
+def test_the_file_opens_as_one_of_trident_does(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out").folder
+    with h5py.File(folder / "a.h5") as file:
+        assert file["features"][:].shape == (len(file["coords"]), load_backbone("colour", "cpu").row.dim)
+        assert {"patch_size": 64, "patch_size_level0": 128, "level0_magnification": 20, "overlap": 0}.items() <= dict(
+            file["coords"].attrs
+        ).items()
+        assert file["features"].attrs["encoder"] == "colour"
+
+
+def test_a_second_run_proves_the_files_and_leaves_them_alone(slides: Path, tmp_path: Path) -> None:
+    first = run(slides, tmp_path / "out")
+    times = [path.stat().st_mtime_ns for path in sorted(first.folder.iterdir())]
+    second = run(slides, tmp_path / "out")
+    assert (second.done, second.skipped) == ((), ("a", "b", "c"))
+    assert [path.stat().st_mtime_ns for path in sorted(second.folder.iterdir())] == times
+    assert "a: skipped" in log_of(tmp_path / "out")
+
+
+def test_a_damaged_file_is_made_again_with_the_same_bytes(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out").folder
+    before = files_of(folder)
+    with h5py.File(folder / "b.h5") as file:
+        offset = file["features"].id.get_offset()
+    damaged = bytearray(before["b.h5"])
+    damaged[offset + 100] ^= 1
+    (folder / "b.h5").write_bytes(damaged)
+    (folder / "c.h5").write_bytes(before["c.h5"][:1000])
+    assert run(slides, tmp_path / "out").done == ("b", "c")
+    assert files_of(folder) == before
+    assert "b: made again, for its file is damaged" in log_of(tmp_path / "out")
+
+
+def test_the_same_slides_give_the_same_bytes_whatever_the_threads_and_the_place(slides: Path, tmp_path: Path) -> None:
+    first = run(slides, tmp_path / "first")
+    moved = slides.rename(tmp_path / "moved")
+    second = run(moved, tmp_path / "second", workers=4)
+    assert first.folder.name == second.folder.name
+    assert files_of(first.folder) == files_of(second.folder)
+
+
+def test_a_slide_that_changed_is_embedded_again(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out").folder
+    before = files_of(folder)
+    write_slide(slides / "b.tiff", seed=9)
+    assert run(slides, tmp_path / "out").done == ("b",)
+    assert files_of(folder)["b.h5"] != before["b.h5"]
+    assert "b: made again, for slide_sha256 is" in log_of(tmp_path / "out")
+
+
+def test_another_scale_of_the_same_slide_is_embedded_again(slides: Path, tmp_path: Path) -> None:
+    run(slides, tmp_path / "out")
+    folder = run(slides, tmp_path / "out", mpp_override=0.55).folder
+    found = read_embeddings(folder / "a.h5")
+    assert (found.mpp, found.mpp_source) == (0.55, "override")
+    assert "mpp is 0.5, wanted 0.55; mpp_source is metadata, wanted override" in log_of(tmp_path / "out")
+
+
+def test_another_recipe_goes_to_a_folder_of_its_own(slides: Path, tmp_path: Path) -> None:
+    folders = {
+        run(slides, tmp_path / "out", **more).folder
+        for more in ({}, {"tiles": TileSpec(64, 1.0, min_tissue=0.9)}, {"tissue": TissueSpec(min_chroma=0.03)})
+    }
+    assert len(folders) == 3
+
+
+def test_a_file_of_another_recipe_is_not_taken_for_done(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out").folder
+    other = run(slides, tmp_path / "out", tiles=TileSpec(64, 1.0, stride_px=32)).folder
+    (other / "a.h5").replace(folder / "a.h5")
+    assert run(slides, tmp_path / "out").done == ("a",)
+    assert "a: made again, for tiles.stride_px is 32, wanted 64" in log_of(tmp_path / "out")
+
+
+def test_slides_that_cannot_be_used_are_listed_and_the_others_are_done(slides: Path, tmp_path: Path) -> None:
+    (slides / "b.tiff").write_bytes(b"no slide at all")
+    (slides / "empty.svs").touch()
+    out = tmp_path / "out"
+    with pytest.raises(SlidesFailedError) as caught:
+        run(slides, out)
+    assert (caught.value.failed, caught.value.total) == (2, 4)
+    assert [(row["slide_id"], row["reason"]) for row in failures(out)] == [
+        ("b", "unsupported"),
+        ("empty", "empty file"),
+    ]
+    assert set(find_embeddings(out)) == {"a", "c"}
+    write_slide(slides / "b.tiff")
+    (slides / "empty.svs").unlink()
+    assert run(slides, out).done == ("b",)
+    assert failures(out) == []
+
+
+def test_a_slide_too_coarse_for_the_tiles_says_so(slides: Path, tmp_path: Path) -> None:
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25))
+    assert {row["reason"] for row in failures(tmp_path / "out")} == {"upsampling"}
+    allowed = run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25, allow_upsampling=True))
+    assert allowed.done == ("a", "b", "c")
+
+
+def test_a_slide_without_tissue_is_a_result(slides: Path, tmp_path: Path) -> None:
+    write_slide(slides / "a.tiff", tissue=(0, 0))
+    found = read_embeddings(run(slides, tmp_path / "out").folder / "a.h5")
+    assert found.features.shape == (0, load_backbone("colour", "cpu").row.dim)
+    assert np.isnan(found.mean_rgb).all()
+    assert "a: done, no tissue" in log_of(tmp_path / "out")
+    assert run(slides, tmp_path / "out").skipped == ("a", "b", "c")
+
+
+def test_unreadable_tiles_are_recorded_and_shift_no_batch(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    write_slide(slides / "a.tiff", tissue=(0, 1024))
+    whole = read_embeddings(run(slides, tmp_path / "whole", tiles=TileSpec(32, MPP)).folder / "a.h5")
+    spoil_tile(slides / "a.tiff", 37)
+    result = run(slides, tmp_path / "spoilt", tiles=TileSpec(32, MPP))
+    found = read_embeddings(result.folder / "a.h5")
+    assert len(whole.failed) == 0
+    assert len(found.failed) == 4
+    lost = {tuple(xy) for xy in found.failed.tolist()}
+    kept = [tuple(xy) not in lost for xy in whole.coords.tolist()]
+    assert np.array_equal(found.coords, whole.coords[kept])
+    assert np.array_equal(found.features, whole.features[kept])
+    assert "a: done, 1020 tiles (4 unreadable)" in log_of(tmp_path / "spoilt")
+
+
+def test_a_slide_with_too_many_unreadable_tiles_is_refused(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    write_slide(slides / "a.tiff", tissue=(0, 1024))
+    for index in (37, 40):
+        spoil_tile(slides / "a.tiff", index)
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out", tiles=TileSpec(32, MPP))
+    (row,) = failures(tmp_path / "out")
+    assert row["reason"] == "too many failed tiles"
+    assert "8 of 1024 tiles" in row["message"]
+    assert list((tmp_path / "out").rglob("*.h5")) == []
+
+
+def test_an_interrupted_run_keeps_what_was_finished_and_goes_on_from_there(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = files_of(run(slides, tmp_path / "whole").folder)
+    written: list[str] = []
+
+    def interrupted(path: Path, embeddings: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write_embeddings(path, embeddings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathfm.embed.write_embeddings", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(slides, tmp_path / "out")
+    folder = next((tmp_path / "out").glob("colour-*"))
+    assert list(files_of(folder)) == ["a.h5"]
+    (folder / ".b.h5.4711.tmp").write_bytes(whole["b.h5"][:500])  # what a kill leaves behind
+    assert set(find_embeddings(tmp_path / "out")) == {"a"}
+    assert run(slides, tmp_path / "out").done == ("b", "c")
+    assert files_of(folder) == whole
+
+
+def test_a_full_disk_stops_the_run_with_one_error(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathfm.files.os.fsync", full)
+    with pytest.raises(DiskFullError, match=r"a\.h5"):
+        run(slides, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*.h5*")] == []
+
+
+def test_hand_made_outlines_take_the_place_of_found_tissue(slides: Path, tmp_path: Path) -> None:
+    outlines = tmp_path / "outlines"
+    outlines.mkdir()
+    write_outline(outlines / "a.geojson", 256, 768)
+    result = run(slides, tmp_path / "out", outlines=outlines)
+    a, b = (read_embeddings(result.folder / f"{name}.h5") for name in "ab")
+    assert a.coords.tolist() == [[x, y] for y in range(256, 768, 128) for x in range(256, 768, 128)]
+    assert len(b.coords) > 16
+    assert run(slides, tmp_path / "out", outlines=outlines).skipped == ("a", "b", "c")
+    write_outline(outlines / "a.geojson", 256, 640)
+    assert run(slides, tmp_path / "out", outlines=outlines).done == ("a",)
+    assert "a: made again, for tissue_sha256 is" in log_of(tmp_path / "out")
+    with pytest.raises(InputError, match="--outlines a folder"):
+        run(slides, tmp_path / "out", outlines=tmp_path / "nowhere")
+
+
+def write_outline(path: Path, low: int, high: int) -> None:
+    ring = [[low, low], [high, low], [high, high], [low, high], [low, low]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    write_json(
+        path, {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": geometry, "properties": {}}]}
+    )
+
+
+def test_a_model_from_a_folder_is_recorded_with_weights_and_licence(slides: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_tiny(tmp_path / "tiny")
+    result = run(slides, tmp_path / "out", backbone=f"local-dir:{tmp_path / 'tiny'}", tiles=TileSpec(mpp=1.0))
+    found = read_embeddings(result.folder / "a.h5")
+    assert result.folder.name.startswith("local-dir--tiny-")
+    assert found.features.shape[1] == 64
+    assert found.recipe["tiles"] == {"size_px": 160, "mpp": 1.0, "stride_px": 160, "min_tissue": 0.5}
+    assert found.recipe["backbone"]["licence"] == "apache-2.0"
+    assert found.versions["timm"] == timm.__version__
+    save_tiny(tmp_path / "tiny")
+    again = run(slides, tmp_path / "out", backbone=f"local-dir:{tmp_path / 'tiny'}", tiles=TileSpec(mpp=1.0))
+    assert again.folder != result.folder
+
+
+def save_tiny(folder: Path) -> None:
+    timm.models.save_for_hf(timm.create_model("test_vit", num_classes=0), folder, safe_serialization=True)
+
+
+def test_tiles_that_the_backbone_was_not_made_for_are_refused_before_anything_is_loaded(
+    slides: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TileSpecMismatchError, match=r"--tiles\.allow_mismatch true"):
+        run(slides, tmp_path / "out", backbone="uni", tiles=TileSpec(224, 0.5))
+    with pytest.raises(InputError, match="--batch_size is 0"):
+        run(slides, tmp_path / "out", batch_size=0)
+
+
+def test_slides_can_be_embedded_as_a_recipe_says(slides: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_tiny(tmp_path / "tiny")
+    more = {"backbone": f"local-dir:{tmp_path / 'tiny'}", "tissue": TissueSpec(min_chroma=0.03), "batch_size": 32}
+    first = run(slides, tmp_path / "out", **more)
+    recipe = read_embeddings(first.folder / "a.h5").recipe
+    like = extract_like(recipe, [slides], tmp_path / "like", device="cpu")
+    assert like.folder.name == first.folder.name
+    assert files_of(like.folder) == files_of(first.folder)
+    save_tiny(tmp_path / "tiny")
+    with pytest.raises(EmbeddingsStaleError, match=r"backbone\.weights_sha256 is"):
+        extract_like(recipe, [slides], tmp_path / "like", device="cpu")
+
+
+def test_one_slide_is_a_function_of_picklable_arguments(slides: Path, tmp_path: Path) -> None:
+    work = plan_extraction("colour", SPEC, device="cpu", batch_size=8, workers=1)
+    source = find_slides([slides])[0]
+    extract_slide(*pickle.loads(pickle.dumps((source, work, tmp_path / "a.h5"))))
+    result = extract_slides([source], work, tmp_path / "out")
+    assert (tmp_path / "a.h5").read_bytes() == (result.folder / "a.h5").read_bytes()
+
+
+def test_a_worker_with_another_backbone_than_the_recipes_is_refused(slides: Path, tmp_path: Path) -> None:
+    work = plan_extraction("colour", SPEC, device="cpu")
+    work.recipe["backbone"] = work.recipe["backbone"] | {"revision": "0"}
+    with pytest.raises(BackboneError, match=r"backbone\.revision is 1, wanted 0"):
+        extract_slide(find_slides([slides])[0], work, tmp_path / "a.h5")
+
+
+@given(
+    size_px=st.integers(8, 512),
+    mpp=st.sampled_from([1, 1.0, 0.25]),
+    min_tissue=st.sampled_from([0, 0.5, 1]),
+    tissue_mpp=st.sampled_from([8, 8.0, 4.0]),
+    outlines=st.booleans(),
+)
+def test_a_recipe_is_json_and_leads_back_to_its_settings(
+    size_px: int, mpp: float, min_tissue: float, tissue_mpp: float, outlines: bool
+) -> None:
+    identity = {"name": "colour", "source": "python:x:Y", "precision": "float32"}
+    tiles = TileSpec(size_px, mpp, min_tissue=min_tissue).resolved(224, 0.5)
+    recipe = recipe_for(identity, tiles, TissueSpec(mpp=tissue_mpp), outlines=outlines)
+    settings = settings_of(json.loads(json.dumps(recipe)))
+    again = recipe_for(identity, settings.tiles, settings.tissue, outlines=settings.outlines)
+    assert embeddings_folder_name(again) == embeddings_folder_name(recipe)
+    assert (settings.backbone, settings.precision) == ("colour", "float32")

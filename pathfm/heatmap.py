@@ -1,0 +1,286 @@
+"""Where a model looked: for each slide an overlay, a gallery of the top tiles and GeoJSON for QuPath."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pathfm.embeddings import find_embeddings, read_embeddings, require_recipe
+from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlideError, SlidesFailedError
+from pathfm.figures import png_bytes
+from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomically, write_text
+from pathfm.model import Model, read_model
+from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, relative
+from pathfm.progress import logger, progress
+from pathfm.scoring import score_slide
+from pathfm.slide import Slide, open_slide
+from pathfm.sources import SlideSource, find_slides
+from pathfm.version import __version__
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pathfm.embeddings import Embeddings
+
+__all__ = ["HEATMAPS_CSV", "HeatmapRow", "attention_geojson", "draw_gallery", "draw_heatmap", "heatmap"]
+
+HEATMAPS_CSV = "heatmaps.csv"
+OUT_OF_FOLD = "out of fold"
+FINAL_MODEL = "final model"
+SEEN = "seen in training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatmapRow:
+    """A row of heatmaps.csv: what was drawn of a slide, or why it was not."""
+
+    slide_id: str
+    """The slide."""
+    overlay: str = ""
+    """File name of the overlay, "" where nothing was drawn."""
+    gallery: str = ""
+    """File name of the top tiles."""
+    geojson: str = ""
+    """File name of the tiles for QuPath."""
+    origin: str = ""
+    """Whose attention it is: "out of fold", "final model", or "seen in training"."""
+    predicted: str = ""
+    """The most probable class."""
+    probability: float | None = None
+    """Its probability."""
+    label: str = ""
+    """The slide's own label, "" where it is not known."""
+    n_tiles: int = 0
+    """Tiles with attention."""
+    top_attention: float | None = None
+    """The highest attention, relative to the slide's average."""
+    why: str = ""
+    """Why nothing was drawn."""
+    fingerprint: str = ""
+    """Digest of all that decides the three files."""
+
+
+class _Choice(NamedTuple):
+    """The model that draws a slide."""
+
+    folder: Path
+    model: Model
+    origin: str
+    by: str
+    label: str = ""
+
+
+def heatmap(
+    model: Path,
+    slides: list[Path],
+    embeddings: Path,
+    out: Path,
+    final_model: Path | None = None,
+    top_tiles: int = 8,
+) -> pd.DataFrame:
+    """Draws the attention of a model over slides: `<slide_id>.png`, `-tiles.png`, `.geojson` and the list heatmaps.csv.
+
+    Scale and tiles are those of the embeddings files. Slides without embeddings or without tiles, and heads without
+    attention, are listed with the reason and not drawn. What is drawn already by the same model from the same embeddings is kept.
+
+    Args:
+        model: a model directory, or one that crossval wrote: then the model of each slide's own fold draws it, which has
+            not seen its patient.
+        slides: folders, files or cohort tables.
+        embeddings: the folder that extract wrote.
+        out: folder for the pictures.
+        final_model: the model directory for slides that took no part in the cross-validation; else they are not drawn.
+        top_tiles: number of tiles in the gallery.
+
+    Returns:
+        heatmaps.csv as a table.
+
+    Raises:
+        SlidesFailedError: at the end, when a slide could not be read; the others are drawn.
+        EmbeddingsStaleError: embeddings of another recipe than the model's, or of another slide.
+        ModelError: not a model directory.
+    """
+    if top_tiles < 1:
+        message = f"--top-tiles is {top_tiles}; show at least 1"
+        raise InputError(message)
+    files = find_embeddings(embeddings)
+    choices = _fold_choices(model)
+    other = _whole_model(final_model or model) if final_model or not choices else None
+    drawn_before = _read_rows(out / HEATMAPS_CSV)
+    sources = find_slides(slides)
+    rows: list[HeatmapRow] = []
+    failed = 0
+    try:
+        for source in progress(sources, "heatmap"):
+            choice = choices.get(source.slide_id, other)
+            try:
+                rows.append(_one_slide(source, files.get(source.slide_id), choice, out, top_tiles, drawn_before))
+            except SlideError as error:
+                failed += 1
+                rows.append(HeatmapRow(slide_id=source.slide_id, why=error.message))
+            if rows[-1].why:
+                logger.warning("no heatmap of %s: %s", rows[-1].slide_id, rows[-1].why)
+    finally:  # also when interrupted: what is drawn is not drawn again
+        not_reached = [drawn_before[one.slide_id] for one in sources[len(rows) :] if one.slide_id in drawn_before]
+        _write_rows(out / HEATMAPS_CSV, rows + not_reached)
+    if failed:
+        raise SlidesFailedError(failed, len(rows), out / HEATMAPS_CSV)
+    return _table(rows).drop(columns=["fingerprint", "geojson"])
+
+
+def _one_slide(
+    source: SlideSource,
+    file: Path | None,
+    choice: _Choice | None,
+    out: Path,
+    top_tiles: int,
+    drawn_before: dict[str, HeatmapRow],
+) -> HeatmapRow:
+    row = HeatmapRow(slide_id=source.slide_id)
+    if file is None:
+        return replace(row, why="it has no embeddings file")
+    if choice is None:
+        return replace(row, why="it took no part in the cross-validation; pass --final-model to draw it")
+    model, embeddings = choice.model, read_embeddings(file)
+    require_recipe(file, embeddings.recipe, model.recipe)
+    score = score_slide(model, embeddings)
+    attention = score.attention
+    if score.probabilities is None or attention is None or not len(attention):
+        return replace(row, why=score.reason or f"the head '{model.head.name}' has no attention")
+    row = _scored_row(row, embeddings, choice, score.probabilities, attention)
+    fingerprint = _fingerprint(row, file, choice, top_tiles)
+    before = drawn_before.get(row.slide_id)
+    if (
+        before is not None
+        and before.fingerprint == fingerprint
+        and all((out / name).is_file() for name in _names(row.slide_id))
+    ):
+        return before
+    with open_slide(source.path, embeddings.mpp, slide_id=source.slide_id) as slide:
+        _require_same_slide(slide, embeddings, file)
+        _write(slide, embeddings, attention, _title(row, choice), out, top_tiles)
+    overlay, gallery, geojson = _names(row.slide_id)
+    return replace(row, overlay=overlay, gallery=gallery, geojson=geojson, fingerprint=fingerprint)
+
+
+def _fold_choices(folder: Path) -> dict[str, _Choice]:
+    """For each slide of a cross-validation, the model of its own fold; empty for a plain model directory."""
+    path = folder / "folds.csv"
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    models: dict[Path, Model] = {}
+    choices: dict[str, _Choice] = {}
+    for row in table[table["fold"] != ""].to_dict("records"):
+        fold = folder / "folds" / str(row["fold"])
+        if fold not in models:
+            models[fold] = read_model(fold)
+        by = f"out of fold: by the model of fold {row['fold']}, which has not seen this patient"
+        _require_unseen(fold, models[fold], str(row["patient_id"]), str(row["slide_id"]))
+        choices[str(row["slide_id"])] = _Choice(fold, models[fold], OUT_OF_FOLD, by, str(row.get("label", "")))
+    return choices
+
+
+def _require_unseen(fold: Path, model: Model, patient_id: str, slide_id: str) -> None:
+    if patient_id in model.training["patients"] or slide_id in model.training["slides"]:
+        message = f"{fold} was trained on patient {patient_id}, whom its folds.csv keeps for scoring; run pathfm crossval again"
+        raise ModelError(message)
+
+
+def _whole_model(folder: Path) -> _Choice:
+    return _Choice(folder, read_model(folder), FINAL_MODEL, "by the final model, which has not seen this slide")
+
+
+def _scored_row(
+    row: HeatmapRow,
+    embeddings: Embeddings,
+    choice: _Choice,
+    probabilities: NDArray[np.floating[Any]],
+    attention: NDArray[np.floating[Any]],
+) -> HeatmapRow:
+    best = int(np.argmax(probabilities))
+    slides = choice.model.training["slides"]
+    seen = row.slide_id in slides or (embeddings.slide_sha256 and embeddings.slide_sha256 in slides.values())
+    return replace(
+        row,
+        origin=SEEN if seen else choice.origin,
+        predicted=choice.model.classes[best],
+        probability=round(float(probabilities[best]), 4),
+        label=choice.label,
+        n_tiles=len(attention),
+        top_attention=round(float(relative(attention).max()), 3),
+    )
+
+
+def _title(row: HeatmapRow, choice: _Choice) -> str:
+    said = f"{row.slide_id}: {choice.model.label} {row.predicted} with probability {row.probability:.2f}"
+    if row.label:
+        said += f", labelled {row.label} ({'right' if row.label == row.predicted else 'wrong'})"
+    by = "by a model that was trained on this slide" if row.origin == SEEN else choice.by
+    return f"{said}\n{by}; {row.n_tiles} tiles"
+
+
+def _write(
+    slide: Slide, embeddings: Embeddings, attention: NDArray[np.float32], title: str, out: Path, top_tiles: int
+) -> None:
+    coords, extent_px0 = embeddings.coords, embeddings.tile_extent_px0
+    overlay, gallery, geojson = (out / name for name in _names(slide.slide_id))
+    write_atomically(overlay, png_bytes(draw_heatmap(slide, coords, extent_px0, attention, title)))
+    tiles = embeddings.recipe["tiles"]
+    top = np.argsort(-attention, kind="stable")[:top_tiles]
+    images = [slide.read_tile(int(x), int(y), tiles["size_px"], tiles["mpp"]) for x, y in coords[top]]
+    caption = f"{slide.slide_id}: the {len(top)} tiles with the highest attention"
+    drawing = draw_gallery(images, relative(attention)[top].tolist(), tiles["mpp"], caption)
+    write_atomically(gallery, png_bytes(drawing, dpi=110))
+    write_text(geojson, json.dumps(attention_geojson(coords, extent_px0, attention), separators=(",", ":")))
+
+
+def _names(slide_id: str) -> tuple[str, str, str]:
+    return f"{slide_id}.png", f"{slide_id}-tiles.png", f"{slide_id}.geojson"
+
+
+def _fingerprint(row: HeatmapRow, file: Path, choice: _Choice, top_tiles: int) -> str:
+    facts = [
+        asdict(row),
+        sha256_file(file),
+        sha256_file(choice.folder / "model.json"),
+        choice.by,
+        top_tiles,
+        __version__,
+    ]
+    return sha256_text(canonical_json(facts))
+
+
+def _require_same_slide(slide: Slide, embeddings: Embeddings, file: Path) -> None:
+    if slide.size_px0 != embeddings.slide_size_px0:
+        message = (
+            f"{file} was made from a slide of {embeddings.slide_size_px0[0]} x {embeddings.slide_size_px0[1]} pixels, "
+            f"{slide.path} has {slide.size_px0[0]} x {slide.size_px0[1]}; extract again, or pass --slides the same slides"
+        )
+        raise EmbeddingsStaleError(file, message)
+
+
+def _table(rows: list[HeatmapRow]) -> pd.DataFrame:
+    return pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(HeatmapRow)])
+
+
+def _write_rows(path: Path, rows: list[HeatmapRow]) -> None:
+    write_text(path, _table(rows).to_csv(index=False, lineterminator="\n"))
+
+
+def _read_rows(path: Path) -> dict[str, HeatmapRow]:
+    """What heatmaps.csv says was drawn before, by slide_id."""
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path, dtype={"slide_id": str, "predicted": str, "label": str}, keep_default_na=False)
+    rows = table[table["fingerprint"] != ""].to_dict("records")
+    numbers = {"probability": float, "top_attention": float, "n_tiles": int}
+    return {
+        str(row["slide_id"]): HeatmapRow(**{str(k): numbers.get(str(k), str)(v) for k, v in row.items()})
+        for row in rows
+    }

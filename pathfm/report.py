@@ -1,0 +1,166 @@
+"""The report: one self-contained HTML file that a pathologist can read, print and send."""
+
+from __future__ import annotations
+
+import io
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from pathfm.curves import reliability, roc_band
+from pathfm.errors import InputError
+from pathfm.figures import data_uri, draw_calibration, draw_forest, draw_roc, draw_scores, svg_bytes
+from pathfm.files import write_text
+from pathfm.metrics import by_patient, scored_slides
+from pathfm.progress import logger
+from pathfm.report_data import gather
+from pathfm.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+    from pathfm.metrics import Figure, Scored
+    from pathfm.report_data import ReportData
+
+MAX_HEATMAPS = 24
+CONTROL_NAMES = {"mean_colour": "mean tissue colour", "site": "site"}
+_PICTURE_PX = 1100
+_JPEG_QUALITY = 80
+_MINUS = "\u2212"
+
+
+def report(
+    out: Path,
+    crossval: Path,
+    embeddings: Path,
+    cohort: Path,
+    heatmaps: Path | None = None,
+    failures: Path | None = None,
+    model: Path | None = None,
+) -> Path:
+    """Writes one HTML file that needs nothing else: no network, no scripts, images inside.
+
+    Args:
+        out: the file, ending in .html.
+        crossval: the folder that crossval wrote.
+        embeddings: the folder that extract wrote.
+        cohort: the cohort table.
+        heatmaps: the folder that heatmap wrote; at most 24 slides are shown, wrong ones first.
+        failures: failures.csv; where not given, the one beside the embeddings.
+        model: the directory of the final model, for its digest and training.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: a file is missing, or `out` does not end in .html.
+        CohortError: a cohort table that cannot be used.
+        EmbeddingsError: embeddings that cannot be used.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        message = f"--out {out} is no .html file; pass --out report.html"
+        raise InputError(message)
+    data = gather(crossval, embeddings, cohort, heatmaps, failures, model)
+    shown = [row for row in data.heatmaps if row["overlay"]][:MAX_HEATMAPS]
+    html = _template().render(
+        data=data,
+        metrics=data.metrics,
+        plots=_plots(data),
+        heatmaps=[row | _pictures(data.heatmap_folder, row) for row in shown],
+        n_hidden_heatmaps=sum(bool(row["overlay"]) for row in data.heatmaps) - len(shown),
+        not_drawn=[row for row in data.heatmaps if not row["overlay"]],
+        control_names=CONTROL_NAMES,
+        version=__version__,
+    )
+    write_text(out, html)
+    logger.info("report: %s", out)
+    return out
+
+
+def _template() -> Any:
+    # escaping is on for every value: a slide may be called <script>
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": interval, "number": number, "pretty": _pretty}
+    return environment.from_string(files("pathfm").joinpath("report.html.j2").read_text(encoding="utf-8"))
+
+
+def interval(figure: Figure | None) -> str:
+    """A figure in words, always with its interval: "0.93 (0.71 to 1.00)"."""
+    if figure is None or figure["value"] is None:
+        return "not available"
+    value, low, high = (number(figure["value"]), number(figure["low"]), number(figure["high"]))
+    return f"{value} ({low} to {high})"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with a true minus sign, "" for none."""
+    return "" if value is None else f"{value:.{digits}f}".replace("-", _MINUS)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def _plots(data: ReportData) -> dict[str, str]:
+    """The plots as data addresses, by name; those of classes without patients are left out."""
+    classes = data.metrics["classes"]
+    if not data.metrics["patient"] or data.metrics["patient"]["auroc"]["value"] is None:
+        return {}
+    patients = by_patient(scored_slides(data.predictions, classes))
+    ranked = range(1, 2) if len(classes) == 2 else range(len(classes))
+    label = data.metrics["label"]
+    named = {f"{label} {classes[k]}": k for k in ranked}
+    drawings = {
+        "roc": draw_roc({name: roc_band(patients, k) for name, k in named.items()}),
+        "calibration": draw_calibration({name: _calibration(patients, k) for name, k in named.items()}),
+        "forest": draw_forest(_forest_rows(data.metrics), 0.5, "patient-level AUROC (95 % interval)"),
+        "scores": _scores(patients, classes, label),
+    }
+    return {name: _svg(drawing) for name, drawing in drawings.items()}
+
+
+def _calibration(patients: Scored, class_index: int) -> Any:
+    return reliability(patients.labels == class_index, patients.probabilities[:, class_index])
+
+
+def _forest_rows(metrics: dict[str, Any]) -> list[tuple[str, Figure]]:
+    rows = [("the model", metrics["patient"]["auroc"])]
+    rows += [
+        (f"{CONTROL_NAMES.get(name, name)} alone", block["auroc"])
+        for name, block in metrics["controls"].items()
+        if block["available"]
+    ]
+    return rows
+
+
+def _scores(patients: Scored, classes: list[str], label: str) -> Drawing:
+    """For two classes the probability of the positive one; for more, that of the true one."""
+    groups = {}
+    for index, name in enumerate(classes):
+        column = 1 if len(classes) == 2 else index
+        groups[f"{label} {name}"] = patients.probabilities[patients.labels == index, column]
+    what = f"{label} {classes[1]}" if len(classes) == 2 else "the true class"
+    return draw_scores(groups, f"probability of {what}, one mark a patient")
+
+
+def _svg(drawing: Drawing) -> str:
+    return data_uri(svg_bytes(drawing), "image/svg+xml")
+
+
+def _pictures(folder: Path | None, row: dict[str, Any]) -> dict[str, str]:
+    """Overlay and gallery as JPEG addresses, "" where a file is gone; only names inside the folder are followed."""
+    paths = {key: (folder or Path()) / Path(row[key]).name for key in ("overlay", "gallery")}
+    return {f"{key}_uri": _jpeg(path) if path.is_file() else "" for key, path in paths.items()}
+
+
+def _jpeg(path: Path) -> str:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_PICTURE_PX, _PICTURE_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True, progressive=True)
+    return data_uri(buffer.getvalue(), "image/jpeg")

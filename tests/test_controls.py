@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pathfm.controls import controls
+from pathfm.files import canonical_json
+
+CLASSES = ["0", "1"]
+
+
+def cohort(
+    seed: int = 0, n: int = 60, model: float = 2.0, colour: float = 0.0, site: float = 0.0
+) -> tuple[pd.DataFrame, dict[str, Any], dict[str, str]]:
+    """Predictions, colours and sites of n patients; `model`, `colour` and `site` say how much each knows of the label."""
+    generator = np.random.default_rng(seed)
+    labels = np.tile([0, 1], n // 2)
+    score = 1 / (1 + np.exp(-(generator.normal(size=n) + model * (labels - 0.5))))
+    predictions = pd.DataFrame(
+        {
+            "slide_id": [f"s{i}" for i in range(n)],
+            "patient_id": [f"p{i}" for i in range(n)],
+            "fold": np.arange(n) // 2 % 3,
+            "label": labels.astype(str),
+            "prob_0": 1 - score,
+            "prob_1": score,
+        }
+    )
+    rgb = 180 + 10 * generator.normal(size=(n, 3)) + 20 * colour * labels[:, None]
+    at_a = generator.random(n) < 0.5 + site * (labels - 0.5)
+    ids = predictions["slide_id"]
+    return predictions, dict(zip(ids, rgb, strict=True)), dict(zip(ids, np.where(at_a, "A", "B"), strict=True))
+
+
+def test_model_that_knows_more_than_colour_and_site_is_not_called_confounded() -> None:
+    result = controls(*cohort(model=4.0), CLASSES)
+    assert result["confounded"]["verdict"] == "not seen"
+    assert result["confounded"]["controls"] == []
+    assert 0.3 < result["controls"]["mean_colour"]["auroc"]["value"] < 0.7
+    assert result["controls"]["site"]["difference"]["low"] > 0
+
+
+def test_cohort_confounded_by_site_says_so_and_names_the_site() -> None:
+    result = controls(*cohort(model=4.0, site=0.9), CLASSES)
+    assert result["confounded"]["verdict"] == "confounded, or not excluded"
+    assert result["confounded"]["controls"] == ["site"]
+    assert "the site alone" in result["confounded"]["sentence"]
+    assert "mean colour" not in result["confounded"]["sentence"]
+
+
+def test_cohort_confounded_by_colour_says_so_and_names_the_colour() -> None:
+    result = controls(*cohort(model=4.0, colour=2.0), CLASSES)
+    assert result["confounded"]["controls"] == ["mean_colour"]
+    assert "the mean colour of the tissue alone" in result["confounded"]["sentence"]
+
+
+def test_model_that_is_not_better_than_a_weak_control_is_not_excluded() -> None:
+    result = controls(*cohort(model=0.0), CLASSES)
+    block = result["controls"]["mean_colour"]
+    assert block["auroc"]["value"] < 0.7
+    assert block["confounded"]
+    assert "not shown to be better" in block["why"]
+
+
+def test_difference_is_the_models_auroc_minus_the_controls() -> None:
+    predictions, rgb, site = cohort(seed=3)
+    from sklearn.metrics import roc_auc_score
+
+    block = controls(predictions, rgb, site, CLASSES)["controls"]["site"]
+    model = roc_auc_score(predictions["label"].astype(int), predictions["prob_1"])
+    assert block["difference"]["value"] == pytest.approx(model - block["auroc"]["value"])
+    assert block["difference"]["low"] <= block["difference"]["value"] <= block["difference"]["high"]
+
+
+def test_control_is_scored_on_folds_it_has_not_seen() -> None:
+    # colours are random; a control that saw the scored slides would fit some of them, one that did not stays near chance
+    values = []
+    for seed in range(8):
+        result = controls(*cohort(seed, n=24), CLASSES)
+        values.append(result["controls"]["mean_colour"]["auroc"]["value"])
+    assert 0.3 < np.mean(values) < 0.58
+
+
+def test_controls_that_cannot_be_computed_say_why() -> None:
+    predictions, rgb, site = cohort()
+    first = predictions["slide_id"][0]
+    without = controls(predictions, {k: v for k, v in rgb.items() if k != first}, {}, CLASSES)["controls"]
+    assert not without["mean_colour"]["available"]
+    assert "1 of 60 slides" in without["mean_colour"]["why"]
+    assert "states no site" in without["site"]["why"]
+    one = controls(predictions, rgb | {first: np.full(3, np.nan)}, dict.fromkeys(site, "A"), CLASSES)
+    assert "one site" in one["controls"]["site"]["why"]
+    assert one["confounded"]["verdict"] == "not tested"
+
+
+def test_unscored_slides_take_no_part() -> None:
+    predictions, rgb, site = cohort()
+    extra = predictions.iloc[:1].assign(slide_id="empty", prob_0=np.nan, prob_1=np.nan)
+    assert controls(pd.concat([predictions, extra]), rgb, site, CLASSES) == controls(predictions, rgb, site, CLASSES)
+
+
+def test_fold_that_holds_the_whole_of_a_class_makes_the_control_unavailable() -> None:
+    predictions, rgb, site = cohort()
+    predictions["fold"] = predictions["label"].astype(int)
+    block = controls(predictions, rgb, site, CLASSES)["controls"]["site"]
+    assert not block["available"]
+    assert "no slide left" in block["why"]
+
+
+def test_site_seen_only_in_the_scored_fold_is_no_error() -> None:
+    predictions, rgb, site = cohort()
+    assert controls(predictions, rgb, site | {"s0": "elsewhere"}, CLASSES)["controls"]["site"]["available"]
+
+
+def test_three_classes_work_and_the_blocks_are_plain_json() -> None:
+    predictions, rgb, site = cohort(n=60)
+    predictions["label"] = [str(i // 2 % 3) for i in range(60)]
+    predictions["fold"] = np.arange(60) // 6 % 3
+    predictions["prob_2"] = 0.5
+    result = controls(predictions, rgb, site, ["0", "1", "2"])
+    assert canonical_json(result)
+    assert result["controls"]["site"]["available"]

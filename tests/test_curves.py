@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from pathfm.curves import reliability, roc_band
+from pathfm.metrics import Scored
+
+
+def test_reliability_bins_hold_equal_mass_and_wilson_intervals_enclose_the_share() -> None:
+    generator = np.random.default_rng(0)
+    probability = generator.random(103)
+    bins = reliability(generator.random(103) < probability, probability)
+    assert len(bins) == 10
+    assert sum(b.n for b in bins) == 103
+    assert max(b.n for b in bins) - min(b.n for b in bins) <= 1
+    assert all(b.low <= b.observed <= b.high and b.low < b.high for b in bins)
+    assert len(reliability(np.array([True, False, True]), np.array([0.1, 0.2, 0.3]))) == 1
+    assert reliability(np.zeros(0, bool), np.zeros(0)) == []
+
+
+def test_roc_band_follows_scikit_learns_curve_and_encloses_it() -> None:
+    generator = np.random.default_rng(10)
+    labels = np.tile([0, 1], 40)
+    score = np.round(generator.random(80) * 0.7 + 0.3 * labels, 1)  # with ties
+    probabilities = np.stack([1 - score, score], axis=1)
+    scored = Scored(labels, probabilities, np.arange(80), labels, ("",) * 80)
+    band = roc_band(scored, 1)
+    fpr, tpr, _ = roc_curve(labels, probabilities[:, 1], drop_intermediate=False)
+    inside = (band.fpr > 0) & (band.fpr < 1)
+    assert band.tpr[inside] == pytest.approx(np.interp(band.fpr, fpr, tpr)[inside])
+    assert np.mean((band.low <= band.tpr + 1e-9) & (band.tpr <= band.high + 1e-9)) > 0.95

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn import MPP, SIZE_PX0, TILE_PX0, Study, make_study
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pathfm.embeddings import read_embeddings
+from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlidesFailedError
+from pathfm.figures import png_bytes
+from pathfm.heatmap import attention_geojson, draw_heatmap, heatmap
+from pathfm.model import read_model
+from pathfm.overlay import draw_gallery, paint_tiles, relative, scale_bar_um, times
+from pathfm.scoring import score_slide
+from pathfm.slide import open_slide
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDS = ["a", "b", "c$x$", "d", "e", "f", "g", "h", "unlabelled"]
+DRAWN = ["a", "b", "c$x$", "unlabelled"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return make_study(tmp_path_factory.mktemp("study"), IDS)
+
+
+@pytest.fixture(scope="module")
+def drawn(study: Study) -> pd.DataFrame:
+    slides = [study.only(*DRAWN)]
+    return heatmap(study.crossval, slides, study.embeddings, study.root / "heatmaps", final_model=study.model)
+
+
+@pytest.fixture
+def copy(study: Study, tmp_path: Path) -> Study:
+    """A study to damage."""
+    shutil.copytree(study.root, tmp_path / "copy")
+    root = tmp_path / "copy"
+    return Study(root, root / "cohort.csv", root / "embeddings", root / "crossval", root / "model")
+
+
+def test_every_slide_gets_an_overlay_a_gallery_and_geojson_that_open(study: Study, drawn: pd.DataFrame) -> None:
+    folder = study.root / "heatmaps"
+    assert drawn["slide_id"].tolist() == DRAWN
+    assert (drawn["why"] == "").all()
+    for slide_id in DRAWN:
+        for name in (f"{slide_id}.png", f"{slide_id}-tiles.png"):
+            with Image.open(folder / name) as image:
+                assert min(image.size) > 200
+        assert json.loads((folder / f"{slide_id}.geojson").read_text())["type"] == "FeatureCollection"
+
+
+def test_labelled_slides_are_drawn_by_the_model_of_their_own_fold(study: Study, drawn: pd.DataFrame) -> None:
+    folds = pd.read_csv(study.crossval / "folds.csv", dtype=str).set_index("slide_id")["fold"]
+    shares = {}
+    for slide_id in ("a", "b"):
+        model = read_model(study.crossval / "folds" / folds[slide_id])
+        assert slide_id not in model.training["slides"]
+        shares[slide_id] = score_slide(model, read_embeddings(study.file(slide_id))).attention
+        features = json.loads((study.root / "heatmaps" / f"{slide_id}.geojson").read_text())["features"]
+        written = [feature["properties"]["measurements"]["attention share"] for feature in features]
+        assert written == pytest.approx(shares[slide_id], rel=1e-4)
+    assert drawn.set_index("slide_id")["origin"].to_dict() == {
+        slide_id: "final model" if slide_id == "unlabelled" else "out of fold" for slide_id in DRAWN
+    }
+
+
+def test_drawing_again_changes_nothing_and_a_lost_picture_comes_back(copy: Study) -> None:
+    out, slides = copy.root / "pictures", [copy.only("a", "b")]
+    first = heatmap(copy.crossval, slides, copy.embeddings, out)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    (out / "a.png").unlink()
+    again = heatmap(copy.crossval, slides, copy.embeddings, out)
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert first.equals(again)
+    assert {name for name in before if before[name] != after[name]} == {"a.png", "a-tiles.png"}
+
+
+def test_interrupted_run_remembers_what_is_drawn(copy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, slides = copy.root / "pictures", [copy.only("a", "b")]
+    first = heatmap(copy.crossval, slides, copy.embeddings, out)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathfm.heatmap.read_embeddings", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            heatmap(copy.crossval, slides, copy.embeddings, out)
+    monkeypatch.setattr("pathfm.heatmap.draw_heatmap", interrupted)  # nothing is drawn again
+    assert heatmap(copy.crossval, slides, copy.embeddings, out).equals(first)
+
+
+def test_slide_outside_the_cross_validation_needs_a_final_model(study: Study, tmp_path: Path) -> None:
+    slides = [study.only("a", "unlabelled")]
+    table = heatmap(study.crossval, slides, study.embeddings, tmp_path).set_index("slide_id")
+    assert "--final-model" in table.loc["unlabelled", "why"]
+    assert not (tmp_path / "unlabelled.png").exists()
+    assert (tmp_path / "a.png").exists()
+
+
+def test_model_that_was_trained_on_a_slide_says_so(study: Study, tmp_path: Path) -> None:
+    table = heatmap(study.model, [study.root / "slides"], study.embeddings, tmp_path)
+    assert set(table["why"]) == {"it has no embeddings file"}  # slides named 0.png, 1.png are not those of the cohort
+    slides = [study.only("a", "unlabelled")]
+    table = heatmap(study.model, slides, study.embeddings, tmp_path).set_index("slide_id")
+    assert table.loc["a", "origin"] == "seen in training"
+    assert table.loc["unlabelled", "origin"] == "final model"
+
+
+def test_head_without_attention_is_listed_and_not_drawn(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", IDS[:5], head="mean")
+    table = heatmap(study.model, [study.cohort], study.embeddings, tmp_path / "out")
+    assert set(table["why"]) == {"the head 'mean' has no attention"}
+    assert list((tmp_path / "out").glob("*.png")) == []
+
+
+def test_unreadable_slide_ends_the_run_with_an_error_after_the_others_are_drawn(copy: Study) -> None:
+    (copy.root / "slides" / "0.png").write_bytes(b"nothing")
+    with pytest.raises(SlidesFailedError, match="1 of 2"):
+        heatmap(copy.crossval, [copy.only("a", "b")], copy.embeddings, copy.root / "out")
+    table = pd.read_csv(copy.root / "out" / "heatmaps.csv", keep_default_na=False).set_index("slide_id")
+    assert table.loc["a", "why"]
+    assert (copy.root / "out" / "b.png").exists()
+
+
+def test_fold_model_that_has_seen_the_patient_is_refused(copy: Study) -> None:
+    path = copy.crossval / "folds.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table["fold"] = table["fold"].map({"0": "1", "1": "0", "": ""})
+    table.to_csv(path, index=False)
+    with pytest.raises(ModelError, match="was trained on patient"):
+        heatmap(copy.crossval, [copy.cohort], copy.embeddings, copy.root / "out")
+
+
+def test_slide_of_another_size_than_the_embeddings_is_refused(copy: Study) -> None:
+    Image.new("RGB", (500, 300), "white").save(copy.root / "slides" / "0.png")
+    with pytest.raises(EmbeddingsStaleError, match="384 x 256"):
+        heatmap(copy.crossval, [copy.cohort], copy.embeddings, copy.root / "out")
+
+
+def test_gallery_of_no_tiles_is_refused(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--top-tiles"):
+        heatmap(study.model, [study.cohort], study.embeddings, tmp_path, top_tiles=0)
+
+
+def test_uniform_attention_looks_uniform(tmp_path: Path) -> None:
+    Image.new("RGB", SIZE_PX0, (200, 180, 200)).save(tmp_path / "x.png")
+    coords = np.array([[x, y] for y in range(0, 256, TILE_PX0) for x in range(0, 384, TILE_PX0)], dtype=np.int32)
+    uniform = np.full(len(coords), 1 / len(coords))
+    colours = {tuple(f["properties"]["color"]) for f in attention_geojson(coords, TILE_PX0, uniform)["features"]}
+    assert len(colours) == 1
+    with open_slide(tmp_path / "x.png", MPP) as slide:
+        drawing = draw_heatmap(slide, coords, float(TILE_PX0), uniform, "uniform")
+    coloured = np.asarray(drawing.axes[1].images[0].get_array())
+    assert len(np.unique(coloured.reshape(-1, 3), axis=0)) == 1
+    # a hair off uniform stays a hair off in colour, it is not stretched to the whole range
+    nearly = uniform * np.linspace(0.99, 1.01, len(coords))
+    levels = np.array([f["properties"]["color"] for f in attention_geojson(coords, TILE_PX0, nearly)["features"]])
+    assert np.ptp(levels, axis=0).max() <= 4
+
+
+def test_geojson_tiles_are_closed_squares_in_level_0_pixels_with_ranked_measurements() -> None:
+    coords = np.array([[0, 0], [10, 20], [30, 0]], dtype=np.int32)
+    features = attention_geojson(coords, 10.5, np.array([0.2, 0.5, 0.3]))["features"]
+    ring = features[1]["geometry"]["coordinates"][0]
+    assert ring == [[10, 20], [20.5, 20], [20.5, 30.5], [10, 30.5], [10, 20]]
+    measured = [feature["properties"]["measurements"] for feature in features]
+    assert [m["attention rank"] for m in measured] == [3, 1, 2]
+    assert [m["attention"] for m in measured] == pytest.approx([0.6, 1.5, 0.9])
+    assert {feature["properties"]["objectType"] for feature in features} == {"tile"}
+    assert attention_geojson(coords[:0], 10.5, np.zeros(0))["features"] == []
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.floats(2.0, 9.7), st.integers(0, 1000))
+def test_tiles_of_a_grid_are_painted_without_gap_or_overlap(columns: int, rows: int, extent: float, seed: int) -> None:
+    corners = np.array([[x * extent, y * extent] for y in range(rows) for x in range(columns)])
+    values = np.random.default_rng(seed).random(len(corners))
+    shape = (round(rows * extent) + 3, round(columns * extent) + 2)
+    painted = paint_tiles(shape, corners, extent, values)
+    inside = np.zeros(shape, bool)
+    inside[: np.rint(rows * extent).astype(int), : np.rint(columns * extent).astype(int)] = True
+    assert (np.isfinite(painted) == inside).all()
+    for (x, y), value in zip(corners + extent / 2, values, strict=True):
+        assert painted[int(y), int(x)] == pytest.approx(value)
+
+
+def test_overlapping_tiles_are_painted_with_their_mean() -> None:
+    painted = paint_tiles((4, 6), np.array([[0, 0], [2, 0]]), 4.0, np.array([1.0, 3.0]))
+    assert painted[0].tolist() == pytest.approx([1, 1, 2, 2, 3, 3])
+
+
+@given(st.floats(50, 5e5))
+def test_scale_bar_is_a_round_length_that_fits(width_um: float) -> None:
+    length = scale_bar_um(width_um)
+    assert 0.08 * width_um <= length <= 0.2 * width_um * (1 + 1e-6)
+    assert f"{length:e}"[0] in "125"
+
+
+def test_relative_attention_says_multiples_of_the_average() -> None:
+    assert relative(np.array([0.25, 0.75])).tolist() == [0.5, 1.5]
+    assert [times(v) for v in (0.0321, 1.26, 12.4)] == ["0.03×", "1.3×", "12×"]
+
+
+def test_gallery_holds_any_number_of_tiles() -> None:
+    tile = np.zeros((16, 16, 3), np.uint8)
+    for n in (1, 4, 5):
+        drawing = draw_gallery([tile] * n, [1.0] * n, 0.5, "a$b$ tiles")
+        assert len(drawing.axes) == n
+        assert png_bytes(drawing, 50)[:4] == b"\x89PNG"

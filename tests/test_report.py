@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from typing import TYPE_CHECKING
+
+import pytest
+from drawn import Study, make_study
+
+from pathfm.errors import InputError
+from pathfm.heatmap import heatmap
+from pathfm.report import interval, number, report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDS = ["a", "b", "<script>x", "d", "e", "f", "g", "h", "unlabelled"]
+DRAWN = ["a", "b", "<script>x", "unlabelled"]
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = make_study(tmp_path_factory.mktemp("study"), IDS)
+    slides = [study.only(*DRAWN)]
+    heatmap(study.crossval, slides, study.embeddings, study.root / "heatmaps", final_model=study.model)
+    (study.root / "failures.csv").write_text(
+        "slide_id,path,reason,message\nbroken,/home/ann/broken.svs,truncated,/home/ann/broken.svs ends early; copy it\n"
+    )
+    return study
+
+
+@pytest.fixture(scope="module")
+def html(study: Study) -> str:
+    return full_report(study, study.root / "report.html").read_text()
+
+
+def full_report(study: Study, out: Path) -> Path:
+    root = study.root
+    return report(
+        out, study.crossval, study.embeddings, study.cohort, root / "heatmaps", root / "failures.csv", study.model
+    )
+
+
+def text_of(html: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html.split("<body>")[1])).split())
+
+
+def test_first_lines_say_what_it_is_the_auroc_with_its_interval_and_the_verdict_naming_the_control(
+    html: str, study: Study
+) -> None:
+    metrics = json.loads((study.crossval / "metrics.json").read_text())
+    first = text_of(html)[:1500]
+    assert "A slide-level model of “cancer”" in first
+    assert "not for diagnosis" in first
+    assert "2-fold cross-validation by patient on 8 slides of 8 patients" in first
+    auroc = metrics["patient"]["auroc"]
+    assert f"{auroc['value']:.2f} 95 % interval {auroc['low']:.2f} to {auroc['high']:.2f}" in first
+    names = {"mean_colour": "mean tissue colour", "site": "site"}
+    for name in metrics["confounded"]["controls"]:
+        assert names[name] in first
+    assert all(block["why"][1:] in first for block in metrics["controls"].values())
+
+
+def test_confounded_cohort_is_called_so_in_the_first_lines(study: Study, tmp_path: Path) -> None:
+    folder = shutil.copytree(study.crossval, tmp_path / "crossval")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["controls"]["site"] |= {"confounded": True, "why": "the site alone reaches 0.83"}
+    metrics["confounded"] = {"verdict": "confounded, or not excluded", "controls": ["site"], "sentence": "so"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    report(tmp_path / "r.html", folder, study.embeddings, study.cohort)
+    assert "Confounded, or not excluded: site" in text_of((tmp_path / "r.html").read_text())[:700]
+
+
+def test_file_asks_nothing_of_the_network_and_runs_no_script(html: str) -> None:
+    assert re.findall(r'\b(?:src|href)="(?!data:)', html) == []
+    assert "url(" not in html
+    assert "<script" not in html
+    assert "default-src 'none'" in html
+
+
+def test_names_from_outside_stay_text(html: str) -> None:
+    assert "&lt;script&gt;x" in html
+    assert "<script>x" in text_of(html)
+
+
+def test_every_slide_its_heatmap_its_failure_and_its_reason_are_there(html: str) -> None:
+    text = text_of(html)
+    assert html.count('class="map"') == len(DRAWN)
+    assert html.count("data:image/jpeg") == 2 * len(DRAWN)
+    assert "unlabelled left out no label no label in the cohort" in text
+    assert "broken failed truncated broken.svs ends early; copy it" in text
+    assert "/home/ann" not in html
+
+
+def test_wrong_slides_come_before_right_ones(html: str) -> None:
+    marks = re.findall(r'class="mark (\w+)"', html)
+    assert marks == sorted(marks, reverse=True)
+    assert len(marks) == len(DRAWN) - 1
+
+
+def test_report_of_three_classes_without_heatmaps_failures_and_model_stands(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", [f"s{i}" for i in range(7)], classes=3)
+    report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort)
+    text = text_of((tmp_path / "r.html").read_text())
+    assert "(0, 1, 2)" in text
+    assert "mean over one class against the rest" in text
+    assert "Where the model looked" not in text
+
+
+def test_figures_that_could_not_be_computed_are_said_to_be_missing(study: Study, tmp_path: Path) -> None:
+    folder = shutil.copytree(study.crossval, tmp_path / "crossval")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics |= {"patient": None, "slide": None, "warnings": ["nothing was scored"]}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    report(tmp_path / "r.html", folder, study.embeddings, study.cohort)
+    text = text_of((tmp_path / "r.html").read_text())
+    assert "could not be computed" in text
+    assert "nothing was scored" in text
+
+
+def test_equal_inputs_give_equal_bytes(study: Study, html: str, tmp_path: Path) -> None:
+    assert full_report(study, tmp_path / "again.html").read_text() == html
+
+
+@pytest.mark.parametrize("missing", ["metrics.json", "predictions.csv"])
+def test_missing_input_is_named_with_the_flag(study: Study, tmp_path: Path, missing: str) -> None:
+    folder = shutil.copytree(study.crossval, tmp_path / "crossval")
+    (folder / missing).unlink()
+    with pytest.raises(InputError, match=rf"{missing} does not exist; pass --crossval"):
+        report(tmp_path / "r.html", folder, study.embeddings, study.cohort)
+
+
+def test_folder_without_heatmaps_and_an_out_that_is_no_html_are_refused(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--heatmaps"):
+        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, heatmaps=tmp_path)
+    with pytest.raises(InputError, match=r"--out report\.html"):
+        report(tmp_path / "report", study.crossval, study.embeddings, study.cohort)
+
+
+def test_figures_are_written_with_their_interval_and_a_true_minus() -> None:
+    assert interval({"value": 0.5, "low": -0.125, "high": 1.0}) == "0.50 (−0.12 to 1.00)"
+    assert interval({"value": None, "low": None, "high": None}) == "not available"
+    assert number(None) == ""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+@pytest.mark.parametrize("width_px", [500, 1280])
+def test_page_is_no_wider_than_the_window_of_a_phone_or_a_desktop(html: str, tmp_path: Path, width_px: int) -> None:
+    page = tmp_path / "page.html"
+    measuring = "<script>document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script>"
+    bare = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", html)
+    page.write_text(bare.replace("</body>", f"{measuring}</body>"))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += f" --disable-component-update --disable-sync --user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, *flags.split(), f"--window-size={width_px},900", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    needed, given = map(int, re.findall(r"<title>(\d+) of (\d+)</title>", dom)[0])
+    assert given <= width_px
+    assert needed <= given

@@ -55,7 +55,7 @@ class TissueSpec:
     """Highest threshold on optical-density chroma; a faint piece beside a dark one stays above it."""
     black: int = 70
     """A pixel whose brightest channel (0-255) is below this is black, also one whose middle channel is below a third of it."""
-    pen_ratio: float = 1.2
+    pen_ratio: float = 1.1
     """Ink absorbs this many times more red than green; 0 keeps ink, for blue counterstains."""
     smooth_um: float = 24.0
     """Width in microns of the median filter on chroma."""

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 REAL = os.environ.get("PATHFM_TEST_SLIDES")
 SIZE = (500, 600)
 GLASS = (243, 241, 244)
-PENS = {"black": (35, 33, 38), "blue": (35, 60, 150), "light blue": (95, 130, 205), "green": (25, 125, 70)}
+PENS = {
+    "black": (35, 33, 38),
+    "blue": (35, 60, 150),
+    "light blue": (95, 130, 205),
+    "violet blue": (62, 83, 168),
+    "green": (25, 125, 70),
+}
 
 
 def canvas(seed: int = 0) -> NDArray[np.uint8]:

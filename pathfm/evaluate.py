@@ -1,0 +1,99 @@
+"""External evaluation: a frozen model on a labelled cohort that it has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from typing import TYPE_CHECKING, Any
+
+from pathfm.cohort import read_cohort
+from pathfm.embeddings import require_recipe
+from pathfm.errors import InputError, LeakageError
+from pathfm.files import write_json
+from pathfm.labelled import LabelledSlides, labelled_slides, name_some
+from pathfm.model import Model, read_model
+from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROTOCOL = "external evaluation"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` leaves behind; prints as a few lines.
+
+    Attributes:
+        folder: holds predictions.csv and metrics.json.
+        predictions: the scores of every labelled slide.
+        metrics: metrics.json.
+    """
+
+    folder: Path
+    predictions: pd.DataFrame
+    metrics: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{summary(self.metrics)}\nresults: {self.folder}"
+
+
+def evaluate(model: Path, cohort: Path, embeddings: Path, out: Path, label: str | None = None) -> Evaluation:
+    """Scores a labelled cohort that the model has not seen, and writes figures with intervals.
+
+    Args:
+        model: the model directory.
+        cohort: the cohort table, CSV.
+        embeddings: embeddings of the model's own recipe.
+        out: gets predictions.csv and metrics.json.
+        label: the label column, where it is named otherwise than in training.
+
+    Raises:
+        LeakageError: a patient or a scan of the cohort was in the training of the model.
+        InputError: the column holds a class that the model does not know.
+        EmbeddingsStaleError: embeddings of another recipe.
+        ModelError: not a model directory.
+    """
+    frozen = read_model(model)
+    slides = labelled_slides(read_cohort(cohort), embeddings, label or frozen.label)
+    require_recipe(embeddings, slides.recipe, frozen.recipe)
+    _require_known_classes(cohort, frozen, slides)
+    _require_unseen(cohort, model, frozen, slides.table)
+    predictions = score_table(frozen, slides.table.assign(split="external"), "split")
+    metrics = metrics_document(
+        predictions,
+        label=slides.label,
+        classes=frozen.classes,
+        protocol=PROTOCOL,
+        left_out=slides.left_out,
+        controls=no_controls("the controls need cross-validation"),
+    )
+    write_table(out / "predictions.csv", predictions)
+    write_json(out / "metrics.json", metrics)
+    return Evaluation(out, predictions, metrics)
+
+
+def _require_known_classes(cohort: Path, model: Model, slides: LabelledSlides) -> None:
+    unknown = set(slides.classes) - set(model.classes)
+    if unknown:
+        message = (
+            f"{cohort}: column {slides.label!r} holds {name_some(unknown)}, the model knows"
+            f" {', '.join(model.classes)}; rename the labels, empty them, or pass another --label"
+        )
+        raise InputError(message)
+
+
+def _require_unseen(cohort: Path, folder: Path, model: Model, table: pd.DataFrame) -> None:
+    """Patients by id, scans by digest; where a file states no digest (imported), by slide_id."""
+    patients = set(table["patient_id"]) & set(model.training["patients"])
+    seen = model.training["slides"]
+    digests = set(seen.values()) - {""}
+    same = table["slide_sha256"].isin(digests) | ((table["slide_sha256"] == "") & table["slide_id"].isin(seen))
+    if patients or same.any():
+        who = [f"patients {name_some(patients)}"] if patients else []
+        who += [f"slides {name_some(table['slide_id'][same])}"] if same.any() else []
+        message = (
+            f"{cohort} and the training of {folder} share {' and '.join(who)}; remove these rows,"
+            " figures on what a model has seen say nothing"
+        )
+        raise LeakageError(message)

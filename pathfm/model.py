@@ -1,0 +1,192 @@
+"""A model directory: weights without pickle in `model.safetensors`, and all that is known about them in `model.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from pathfm.embeddings import recipe_sha256
+from pathfm.errors import ModelError, UnknownNameError
+from pathfm.files import read_json, write_atomically, write_json
+from pathfm.heads import Head, build_head
+from pathfm.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+FORMAT = "pathfm-model"
+FORMAT_VERSION = 1
+_SCHEMA: dict[str, type | tuple[type, ...]] = {
+    "format": str,
+    "format_version": int,
+    "pathfm_version": str,
+    "head.name": str,
+    "head.kwargs": dict,
+    "label": str,
+    "classes": list,
+    "dim": int,
+    "recipe": dict,
+    "recipe_sha256": str,
+    "licence": dict,
+    "training.fingerprint": str,
+    "training.epochs": int,
+    "training.patients": list,
+    "training.slides": dict,
+    "figures": (dict, type(None)),
+    "weights_sha256": str,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained head and what a user of it has to know.
+
+    Attributes:
+        head: on the CPU, in evaluation mode.
+        label: the label column it was trained on.
+        classes: names of the logits in order; the last of two is the positive class.
+        recipe: of the embeddings it takes; no others fit.
+        training: settings, seed, epochs, fingerprint, n_patients, n_slides, patients (ids), slides (slide_id to the
+            sha256 of the slide); JSON types.
+        figures: metrics.json of the cross-validation it comes from, None where there was none.
+    """
+
+    head: Head
+    label: str
+    classes: list[str]
+    recipe: dict[str, Any]
+    training: dict[str, Any]
+    figures: dict[str, Any] | None = None
+
+    @property
+    def licence(self) -> dict[str, str]:
+        """The backbone and its licence, which the head inherits; "unknown" where the recipe states none."""
+        backbone = self.recipe.get("backbone", {})
+        return {"backbone": str(backbone.get("name", "unknown")), "licence": str(backbone.get("licence", "unknown"))}
+
+
+def write_model(folder: Path, model: Model) -> None:
+    """Writes `model.safetensors`, then `model.json`, which holds the digest of the former.
+
+    Raises:
+        DiskFullError: no space; a model that was there before is then either whole or refused by `read_model`.
+    """
+    weights = save({name: value.contiguous() for name, value in model.head.state_dict().items()})
+    write_atomically(folder / "model.safetensors", weights)
+    write_json(folder / "model.json", _description(model) | {"weights_sha256": hashlib.sha256(weights).hexdigest()})
+
+
+def read_model(folder: Path) -> Model:
+    """Reads a model directory that may come from anywhere: nothing in it is run, and sizes are checked before allocation.
+
+    Raises:
+        ModelError: missing, damaged, of a newer format, or its two files do not belong together; the key is named.
+    """
+    described = _read_description(folder)
+    tensors = _read_weights(folder, described["weights_sha256"])
+    return Model(
+        head=_head(folder, described, tensors),
+        label=described["label"],
+        classes=described["classes"],
+        recipe=described["recipe"],
+        training=described["training"],
+        figures=described["figures"],
+    )
+
+
+def _description(model: Model) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "pathfm_version": __version__,
+        "head": {"name": model.head.name, "kwargs": model.head.kwargs()},
+        "label": model.label,
+        "classes": model.classes,
+        "dim": model.head.dim,
+        "recipe": model.recipe,
+        "recipe_sha256": recipe_sha256(model.recipe),
+        "licence": model.licence,
+        "training": model.training,
+        "figures": model.figures,
+    }
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not path.is_file():
+        message = f"{folder} is not a model directory, it has no model.json; pass --model a folder that train, crossval or run wrote"
+        raise ModelError(message)
+    try:
+        described = read_json(path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"is not JSON ({error})") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise _damaged(path, f"key 'format' is not {FORMAT!r}")
+    version = described.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        message = f"{path} has format_version {version}, this pathfm reads up to {FORMAT_VERSION}; upgrade pathfm"
+        raise ModelError(message)
+    _require_schema(path, described)
+    return described
+
+
+def _require_schema(path: Path, described: dict[str, Any]) -> None:
+    for dotted, kind in _SCHEMA.items():
+        value: Any = described
+        for key in dotted.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise _damaged(path, f"lacks the key {dotted!r}")
+            value = value[key]
+        if not isinstance(value, kind):
+            raise _damaged(path, f"key {dotted!r} holds {type(value).__name__}")
+    classes = described["classes"]
+    if len(classes) < 2 or len(set(map(str, classes))) < len(classes) or not all(isinstance(c, str) for c in classes):
+        raise _damaged(path, "key 'classes' is not a list of two or more different names")
+    if described["recipe_sha256"] != recipe_sha256(described["recipe"]):
+        raise _damaged(path, "key 'recipe_sha256' does not match its recipe")
+
+
+def _read_weights(folder: Path, wanted_sha256: str) -> dict[str, Tensor]:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise _damaged(path, "is missing")
+    weights = path.read_bytes()
+    if hashlib.sha256(weights).hexdigest() != wanted_sha256:
+        raise _damaged(path, "does not match key 'weights_sha256' of model.json")
+    try:
+        return load(weights)
+    except SafetensorError as error:
+        raise _damaged(path, f"is not a safetensors file ({error})") from error
+
+
+def _head(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
+    path, name = folder / "model.json", described["head"]["name"]
+    try:
+        with torch.device("meta"):  # sizes without memory: they are only claims so far
+            head = build_head(name, described["dim"], len(described["classes"]), **described["head"]["kwargs"])
+    except UnknownNameError as error:
+        raise _damaged(path, f"key 'head.name': {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, f"key 'head.kwargs' does not fit the head {name!r} ({error})") from error
+    wanted = {key: (value.shape, value.dtype) for key, value in head.state_dict().items()}
+    for key in sorted(wanted.keys() | tensors.keys()):
+        if key not in tensors or key not in wanted or (tensors[key].shape, tensors[key].dtype) != wanted[key]:
+            raise _damaged(
+                folder / "model.safetensors", f"tensor {key!r} does not fit the head that model.json describes"
+            )
+        if not torch.isfinite(tensors[key]).all():
+            raise _damaged(folder / "model.safetensors", f"tensor {key!r} holds a number that is not finite")
+    head.load_state_dict(tensors, assign=True)
+    return head.eval()
+
+
+def _damaged(path: Path, what: str) -> ModelError:
+    return ModelError(f"{path} {what}; train the model again, or fetch a whole copy of its folder")

@@ -1,0 +1,94 @@
+"""Prediction: a model directory and new slides, or their embeddings, to a table of scores."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from pathfm.cohort import read_cohort
+from pathfm.embeddings import find_embeddings
+from pathfm.errors import InputError, SlidesFailedError
+from pathfm.model import Model, read_model
+from pathfm.scoring import SlideScore, score_slide, score_table, write_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pathfm.failures import Failure
+
+__all__ = ["SlideScore", "predict", "score_slide"]
+
+NEW = "new"
+
+
+def predict(
+    model: Path,
+    out: Path,
+    slides: list[Path] | None = None,
+    embeddings: Path | None = None,
+    mpp_override: float | None = None,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Scores new slides and writes `predictions.csv`; from raw slides it extracts first, with the model's own recipe.
+
+    Args:
+        model: the model directory.
+        out: gets predictions.csv; with slides also embeddings/ and its failures.csv.
+        slides: folders, slide files or cohort tables; or else
+        embeddings: the folder that extract wrote, of the model's own recipe.
+        mpp_override: microns per pixel of level 0, in place of what the slides state.
+        device: where to run the backbone; the head runs on the CPU.
+
+    Returns:
+        The table: slide_id, patient_id ("" where no cohort table names it), split ("new"), label (""), predicted,
+        prob_<class> for each class, n_tiles, reason ("", "no_tissue", or "no_embeddings" for a slide that failed).
+
+    Raises:
+        InputError: neither or both of slides and embeddings.
+        ModelError: not a model directory.
+        EmbeddingsStaleError: embeddings of another recipe, or this machine cannot make the model's own.
+        SlidesFailedError: at the very end, when some slides could not be extracted; the others are in the table.
+    """
+    if (slides is None) == (embeddings is None):
+        message = "predict needs either --slides or --embeddings; pass one of them"
+        raise InputError(message)
+    frozen = read_model(model)
+    failed: Sequence[Failure] = ()
+    if embeddings is not None:
+        files: dict[str, Path | None] = dict(find_embeddings(embeddings))
+    else:
+        files, failed = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device)
+    table = score_table(frozen, _rows(files, slides or []), "split")
+    write_table(out / "predictions.csv", table)
+    if failed:
+        raise SlidesFailedError(len(failed), len(files), out / "embeddings" / "failures.csv")
+    return table
+
+
+def _extracted(
+    model: Model, slides: list[Path], folder: Path, mpp_override: float | None, device: str
+) -> tuple[dict[str, Path | None], Sequence[Failure]]:
+    """The embeddings file of each slide, None where it failed, and the failures."""
+    # only here: predicting from embeddings works on a machine without OpenSlide
+    from pathfm.extract import extract_like
+
+    result = extract_like(model.recipe, slides, folder, mpp_override=mpp_override, device=device)
+    files: dict[str, Path | None] = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
+    files |= {failure.slide_id: None for failure in result.failed}
+    return dict(sorted(files.items())), result.failed
+
+
+def _rows(files: dict[str, Path | None], slides: list[Path]) -> pd.DataFrame:
+    patients: dict[str, str] = {}
+    for table in slides:
+        if table.suffix.lower() == ".csv":
+            rows = read_cohort(table).table
+            patients |= dict(zip(rows["slide_id"], rows["patient_id"], strict=True))
+    return pd.DataFrame(
+        [
+            {"slide_id": name, "patient_id": patients.get(name, ""), "split": NEW, "label": "", "path": path}
+            for name, path in files.items()
+        ]
+    )

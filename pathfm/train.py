@@ -1,0 +1,223 @@
+"""Training: a cohort and its embeddings to a model directory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pathfm.bags import BagDataset
+from pathfm.cohort import read_cohort
+from pathfm.errors import InputError, ModelError
+from pathfm.files import write_json
+from pathfm.fit import Fit, SlideClassifier, fingerprint, fit
+from pathfm.folds import carve_stopping
+from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
+from pathfm.model import Model, read_model, write_model
+from pathfm.progress import logger
+from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
+from pathfm.settings import DEFAULTS, TrainSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "DEFAULTS",
+    "Fit",
+    "SlideClassifier",
+    "TrainSettings",
+    "Trained",
+    "fit",
+    "fit_model",
+    "stopping_rows",
+    "train",
+]
+
+NO_SPLIT = "no_split"
+# Slides are held in memory as float32 up to here; above, they are read from disk each epoch.
+_KEEP_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` leaves behind; prints as a few lines.
+
+    Attributes:
+        folder: the model directory.
+        model: the model.
+        predictions: predictions.csv, whose column split says which rows are held out.
+        metrics: metrics.json; its figures are null where no patient was held out.
+    """
+
+    folder: Path
+    model: Model
+    predictions: pd.DataFrame
+    metrics: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{summary(self.metrics)}\nmodel: {self.folder}"
+
+
+def train(
+    cohort: Path,
+    embeddings: Path,
+    label: str,
+    out: Path,
+    head: str = "gated-abmil",
+    training: TrainSettings = DEFAULTS,
+) -> Trained:
+    """Trains one model into a model directory, with predictions.csv and metrics.json beside it.
+
+    With a column `split`, the model learns from the train rows, stops on the val rows, and its figures are those of the
+    test rows. Without one it learns from all labelled slides, and there are no figures: scores of slides that a model
+    has seen say nothing about it.
+
+    Args:
+        cohort: the cohort table, CSV.
+        embeddings: the folder that extract wrote, or one recipe folder in it.
+        label: the label column.
+        out: the model directory.
+        head: "gated-abmil" or "mean".
+        training: how the head is trained.
+
+    Raises:
+        InputError: the cohort or the settings cannot be used; patients on both sides of a split are refused.
+        EmbeddingsError: damaged files, or several recipes.
+    """
+    slides = labelled_slides(read_cohort(cohort), embeddings, label)
+    split = _split(slides, training)
+    model = fit_model(slides, split == "train", split == "val", head, training, out, what=f"train {label}")
+    table = slides.table.assign(split=split)[split != ""]
+    predictions = score_table(model, table, "split")
+    metrics = _metrics(slides, split, predictions)
+    write_table(out / "predictions.csv", predictions)
+    write_json(out / "metrics.json", metrics)
+    write_model(out, replace(model, figures=metrics if metrics["slide"] else None))
+    return Trained(out, model, predictions, metrics)
+
+
+def fit_model(
+    slides: LabelledSlides,
+    learn: pd.Series[bool],
+    stop: pd.Series[bool],
+    head: str,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    epochs: int | None = None,
+    what: str = "train",
+) -> Model:
+    """Fits a head and writes it as a model directory; one that is there for the same inputs is taken as it is.
+
+    Args:
+        slides: the labelled slides.
+        learn: which rows of `slides.table` to learn from.
+        stop: which rows decide when to stop; rows that cannot be used do not count in either.
+        head: a row of `heads.HEADS`.
+        settings: how.
+        folder: the model directory; also holds the checkpoint and the logs of the fit.
+        epochs: stop after so many of `settings.epochs`.
+        what: the step in the user's words.
+    """
+    usable = slides.table["reason"] == ""
+    rows, stopping_rows = slides.table[learn & usable], slides.table[stop & usable]
+    _require_two_classes(slides, rows)
+    training_set, stopping_set = _bags(rows, slides.dim), _bags(stopping_rows, slides.dim)
+    n_classes = len(slides.classes)
+    wanted = fingerprint(training_set, stopping_set, n_classes, head, settings, epochs)
+    done = _finished(folder, wanted)
+    if done is not None:
+        logger.info("%s: done before with the same inputs, taken from %s", what, folder)
+        return done
+    (folder / "model.json").unlink(missing_ok=True)
+    fitted = fit(training_set, stopping_set, n_classes, head, settings, folder, epochs=epochs, what=what)
+    model = Model(
+        head=fitted.head,
+        label=slides.label,
+        classes=slides.classes,
+        recipe=slides.recipe,
+        training=_record(rows, stopping_rows, fitted, settings) | {"fingerprint": wanted},
+    )
+    write_model(folder, model)
+    shutil.rmtree(folder / "checkpoints")
+    return model
+
+
+def stopping_rows(slides: LabelledSlides, learn: pd.Series[bool], settings: TrainSettings) -> pd.Series[bool]:
+    """Which of the rows to learn from to set aside for early stopping, by patient; none where they cannot be spared."""
+    rows = slides.table[learn & (slides.table["reason"] == "")].set_index("slide_id")
+    carved = carve_stopping(rows["patient_id"], rows["target"], settings.stop_share, settings.seed)
+    return learn & slides.table["patient_id"].isin(carved)
+
+
+def _split(slides: LabelledSlides, settings: TrainSettings) -> pd.Series[str]:
+    """Of each row "train", "val", "test", or "" where a cohort with a split does not say."""
+    split = slides.table["split"]
+    if not (split != "").any():
+        split = pd.Series("train", index=split.index)
+    if not ((split == "val") & (slides.table["reason"] == "")).any():
+        split = split.mask(stopping_rows(slides, split == "train", settings), "val")
+    return split
+
+
+def _metrics(slides: LabelledSlides, split: pd.Series[str], predictions: pd.DataFrame) -> dict[str, Any]:
+    held_out = predictions[predictions["split"] == "test"]
+    unseen = len(held_out) > 0
+    warning = "no held-out patients, so no figures; run pathfm crossval, or pathfm evaluate on another cohort"
+    unplaced = [LeftOut(str(slide), NO_SPLIT) for slide in slides.table["slide_id"][split == ""]]
+    return metrics_document(
+        held_out,
+        label=slides.label,
+        classes=slides.classes,
+        protocol="held-out test rows of the cohort's split" if unseen else "none held out",
+        left_out=[*slides.left_out, *unplaced],
+        controls=no_controls("the controls need cross-validation"),
+        warnings=[] if unseen else [warning],
+    )
+
+
+def _bags(rows: pd.DataFrame, dim: int) -> BagDataset:
+    keep = int(rows["n_tiles"].sum()) * dim * np.dtype(np.float32).itemsize <= _KEEP_BYTES
+    return BagDataset(list(rows["path"]), list(rows["target"]), keep=keep)
+
+
+def _finished(folder: Path, wanted: str) -> Model | None:
+    if not (folder / "model.json").is_file():
+        return None
+    try:
+        model = read_model(folder)
+    except ModelError as error:
+        logger.warning("%s; training it again", error)
+        return None
+    return model if model.training["fingerprint"] == wanted else None
+
+
+def _record(rows: pd.DataFrame, stopping: pd.DataFrame, fitted: Fit, settings: TrainSettings) -> dict[str, Any]:
+    """What model.json says of the training; a patient who only decided when to stop has been seen too."""
+    seen = pd.concat([rows, stopping])
+    return {
+        "settings": asdict(settings),
+        "seed": settings.seed,
+        "epochs": fitted.epochs,
+        "stopped_early": fitted.stopped_early,
+        "n_slides": len(seen),
+        "n_patients": int(seen["patient_id"].nunique()),
+        "n_stop_patients": int(stopping["patient_id"].nunique()),
+        "patients": sorted(set(seen["patient_id"])),
+        "slides": dict(sorted(zip(seen["slide_id"], seen["slide_sha256"], strict=True))),
+    }
+
+
+def _require_two_classes(slides: LabelledSlides, rows: pd.DataFrame) -> None:
+    found: Sequence[int] = sorted(set(rows["target"]))
+    if len(found) < 2:
+        names = ", ".join(slides.classes[index] for index in found) or "none"
+        message = (
+            f"the slides to learn from hold one class of {slides.label!r} only ({names} of"
+            f" {', '.join(slides.classes)}); label more slides, or see the column split and --label"
+        )
+        raise InputError(message)

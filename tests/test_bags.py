@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from conftest import EmbeddingsCohort, planted_embeddings
+from torch.utils.data import DataLoader
+
+from pathfm.bags import UNLABELLED, BagDataset, collate, features_sha256
+from pathfm.embeddings import write_embeddings
+from pathfm.errors import EmbeddingsDamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def _files(folder: Path, lengths: list[int]) -> list[Path]:
+    paths = [folder / f"s{i}.h5" for i in range(len(lengths))]
+    for path, n in zip(paths, lengths, strict=True):
+        write_embeddings(path, planted_embeddings(path.stem, 1, n=n))
+    return paths
+
+
+def test_a_bag_is_the_features_of_its_file_in_float32(tmp_path: Path) -> None:
+    (path,) = _files(tmp_path, [30])
+    features, label = BagDataset([path], [1])[0]
+    assert features.dtype == torch.float32
+    assert label == 1
+    np.testing.assert_array_equal(features.numpy(), planted_embeddings("s0", 1).features.astype(np.float32))
+
+
+def test_a_loader_packs_bags_of_any_length_in_order(tmp_path: Path) -> None:
+    dataset = BagDataset(_files(tmp_path, [3, 0, 1, 7]), [0, 1, 1, 0])
+    first, second = DataLoader(dataset, batch_size=3, collate_fn=collate)
+    assert first.bags.lengths.tolist() == [3, 0, 1]
+    assert first.labels.tolist() == [0, 1, 1]
+    assert torch.equal(second.bags.features, dataset[3].features)
+
+
+def test_bags_without_labels_say_so(tmp_path: Path) -> None:
+    assert BagDataset(_files(tmp_path, [2]))[0].label == UNLABELLED
+
+
+def test_labels_that_do_not_fit_the_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 files but 2 labels"):
+        BagDataset(_files(tmp_path, [2]), [0, 1])
+
+
+def test_a_kept_bag_is_read_once(tmp_path: Path) -> None:
+    (path,) = _files(tmp_path, [4])
+    kept, read = BagDataset([path], keep=True), BagDataset([path])
+    assert kept[0].features is kept[0].features
+    assert read[0].features is not read[0].features
+    assert torch.equal(kept[0].features, read[0].features)
+
+
+def test_a_dataset_crosses_to_a_worker_without_its_rows(tmp_path: Path) -> None:
+    dataset = BagDataset(_files(tmp_path, [3000]), [1], keep=True)
+    expected = dataset[0].features
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 2000
+    assert torch.equal(pickle.loads(pickled)[0].features, expected)
+
+
+def test_a_negative_index_counts_from_the_end_and_one_past_it_is_an_error(tmp_path: Path) -> None:
+    dataset = BagDataset(_files(tmp_path, [3, 4]), [0, 1])
+    assert dataset[-1].label == 1
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_an_embedding_that_is_not_finite_is_an_error_that_names_file_and_row(tmp_path: Path) -> None:
+    good = planted_embeddings("s0", 0)
+    features = good.features.copy()
+    features[4, 2] = np.inf
+    write_embeddings(tmp_path / "s0.h5", replace(good, features=features))
+    with pytest.raises(EmbeddingsDamagedError, match=r"s0\.h5.*first: row 4"):
+        BagDataset([tmp_path / "s0.h5"])[0]
+
+
+def test_a_changed_byte_in_the_features_is_seen_before_training(
+    embeddings_cohort: Callable[..., EmbeddingsCohort],
+) -> None:
+    path = embeddings_cohort(patients=2).file("p00-0")
+    data = bytearray(path.read_bytes())
+    features = planted_embeddings("p00-0", 0).features.tobytes()
+    data[data.find(features) + 5] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(EmbeddingsDamagedError, match="do not match their digest"):
+        BagDataset([path])[0]
+
+
+def test_the_digest_of_features_follows_the_features_and_nothing_else(tmp_path: Path) -> None:
+    one = planted_embeddings("s0", 0)
+    write_embeddings(tmp_path / "a.h5", one)
+    write_embeddings(tmp_path / "b.h5", replace(one, versions={"torch": "99"}, mean_rgb=np.zeros(3, dtype=np.float32)))
+    write_embeddings(tmp_path / "c.h5", replace(one, features=one.features[::-1]))
+    a, b, c = (features_sha256(tmp_path / f"{name}.h5") for name in "abc")
+    assert a == b != c

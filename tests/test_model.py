@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from conftest import RECIPE
+from safetensors.torch import load_file, save
+
+from pathfm.errors import ModelError
+from pathfm.files import sha256_file
+from pathfm.heads import HEADS, build_head, pack
+from pathfm.model import Model, read_model, write_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _model(head: str = "gated-abmil", n_classes: int = 2) -> Model:
+    torch.manual_seed(0)
+    built = build_head(head, 8, n_classes, hidden=16, attention=8)
+    built.standardiser.fit([torch.randn(20, 8) + 4])
+    return Model(
+        head=built.eval(),
+        label="cancer",
+        classes=[str(i) for i in range(n_classes)],
+        recipe=RECIPE,
+        training={"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}},
+        figures={"patient": {"auroc": None}},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model", _model())
+    return tmp_path / "model"
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_a_model_read_back_says_the_same_and_says_it_of_every_slide(tmp_path: Path, head: str) -> None:
+    model, bags = _model(head, n_classes=3), pack([torch.randn(5, 8), torch.randn(0, 8)])
+    write_model(tmp_path, model)
+    back = read_model(tmp_path)
+    assert torch.equal(model.head(bags).logits, back.head(bags).logits)
+    for name in ("label", "classes", "recipe", "training", "figures", "licence"):
+        assert getattr(back, name) == getattr(model, name)
+    assert not back.head.training
+
+
+def test_a_model_written_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_model(tmp_path / "a", _model())
+    write_model(tmp_path / "b", read_model(tmp_path / "a"))
+    for name in ("model.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_licence_of_the_backbone_travels_and_is_unknown_where_none_is_stated(tmp_path: Path) -> None:
+    assert _model().licence == {"backbone": "planted", "licence": "Apache-2.0"}
+    bare = replace(_model(), recipe={"backbone": {"name": "mine"}, "tiles": {}})
+    write_model(tmp_path, bare)
+    assert json.loads((tmp_path / "model.json").read_text())["licence"] == {"backbone": "mine", "licence": "unknown"}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["head", "label", "classes", "dim", "recipe", "recipe_sha256", "licence", "training", "figures", "weights_sha256"],
+)
+def test_a_missing_key_is_named(folder: Path, key: str) -> None:
+    path = folder / "model.json"
+    described = json.loads(path.read_text())
+    del described[key]
+    path.write_text(json.dumps(described))
+    with pytest.raises(ModelError, match=rf"lacks the key '{key}"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "zip"}, "key 'format'"),
+        ({"format_version": 2}, "reads up to 1; upgrade pathfm"),
+        ({"dim": "8"}, "key 'dim' holds str"),
+        ({"dim": 9}, "does not fit the head"),
+        ({"dim": 10**12}, "does not fit the head"),
+        ({"dim": -1}, "key 'head.kwargs' does not fit"),
+        ({"classes": ["0"]}, "key 'classes'"),
+        ({"classes": ["0", "0"]}, "key 'classes'"),
+        ({"classes": ["0", 1]}, "key 'classes'"),
+        ({"classes": ["0", "1", "2"]}, "does not fit the head"),
+        ({"head": {"name": "abmill", "kwargs": {}}}, "key 'head.name'.*gated-abmil"),
+        ({"head": {"name": "mean", "kwargs": {"hidden": 16}}}, "does not fit the head"),
+        ({"head": {"name": "gated-abmil", "kwargs": {"depth": 2}}}, "key 'head.kwargs'.*depth"),
+        ({"recipe": {"backbone": {"name": "other"}}}, "key 'recipe_sha256'"),
+        ({"training": {"epochs": 3}}, "lacks the key 'training.fingerprint'"),
+    ],
+)
+def test_a_description_that_does_not_hold_is_an_error_that_names_the_key(
+    folder: Path, change: dict[str, Any], message: str
+) -> None:
+    _edit(folder, **change)
+    with pytest.raises(ModelError, match=message):
+        read_model(folder)
+
+
+def test_weights_of_another_model_are_seen(folder: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "other", replace(_model(), head=build_head("gated-abmil", 8, 2, hidden=16, attention=8)))
+    (folder / "model.safetensors").write_bytes((tmp_path / "other/model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="does not match key 'weights_sha256'"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 200, -1])
+def test_truncated_weights_are_seen_also_when_the_digest_was_adapted(folder: Path, cut: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    _edit(folder, weights_sha256=sha256_file(path))
+    with pytest.raises(ModelError, match=r"model\.safetensors is not a safetensors file"):
+        read_model(folder)
+
+
+def test_a_header_that_claims_a_huge_tensor_is_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    header = json.dumps({"x": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    _edit(folder, weights_sha256=sha256_file(path))
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        read_model(folder)
+
+
+def test_a_weight_that_is_not_finite_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["pooling.classifier.bias"][0] = torch.nan
+    path.write_bytes(save(tensors))
+    _edit(folder, weights_sha256=sha256_file(path))
+    with pytest.raises(ModelError, match=r"pooling\.classifier\.bias.*not finite"):
+        read_model(folder)
+
+
+def test_a_folder_without_a_model_says_what_to_pass(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--model"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
+def test_a_description_that_is_no_json_object_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ModelError, match=r"model\.json"):
+        read_model(folder)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
+        read_model(folder)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
+from pyramids import write_pyramid
+
+from pathfm.embeddings import find_embeddings, read_embeddings, write_embeddings
+from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlidesFailedError
+from pathfm.extract import extract
+from pathfm.heads import build_head
+from pathfm.model import Model, write_model
+from pathfm.predict import predict, score_slide
+from pathfm.tiles import TileSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Make = Callable[..., EmbeddingsCohort]
+MPP = 0.5
+
+
+def _write_model(folder: Path, recipe: dict[str, object], dim: int) -> Model:
+    torch.manual_seed(0)
+    model = Model(
+        head=build_head("gated-abmil", dim, 2, hidden=16, attention=8).eval(),
+        label="cancer",
+        classes=["benign", "tumour"],
+        recipe=recipe,
+        training={"fingerprint": "", "epochs": 1, "patients": [], "slides": {}},
+    )
+    write_model(folder, model)
+    return model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    _write_model(tmp_path / "model", RECIPE, 8)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    """Two slides of eosin on glass."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for seed, name in enumerate(("a", "b")):
+        rng = np.random.default_rng(seed)
+        pixels = rng.integers(236, 244, (1024, 1024, 3), dtype=np.uint8)
+        pixels[256:900, 256:900] = np.array([205, 110, 170]) + rng.integers(-20, 20, (644, 644, 1))
+        write_pyramid(folder / f"{name}.tiff", pixels, MPP, levels=(8,))
+    return folder
+
+
+def test_every_embeddings_file_gets_a_row_with_the_score_of_its_slide(
+    embeddings_cohort: Make, model: Path, tmp_path: Path
+) -> None:
+    cohort = embeddings_cohort(patients=3)
+    write_embeddings(cohort.file("empty"), planted_embeddings("empty", 0, n=0))
+    table = predict(model, tmp_path / "out", embeddings=cohort.embeddings).set_index("slide_id")
+    assert list(table.index) == ["empty", "p00-0", "p01-0", "p02-0"]
+    assert table.loc["empty", "reason"] == "no_tissue"
+    scores = table.loc["p01-0", ["prob_benign", "prob_tumour"]].to_numpy(dtype=float)
+    expected = score_slide(_write_model(tmp_path / "same", RECIPE, 8), read_embeddings(cohort.file("p01-0")))
+    assert scores.tolist() == list(expected.probabilities)
+    assert table.loc["p01-0", "predicted"] == ["benign", "tumour"][scores.argmax()]
+    written = pd.read_csv(tmp_path / "out/predictions.csv", index_col="slide_id")
+    assert written["prob_tumour"].tolist()[1:] == table["prob_tumour"].tolist()[1:]
+
+
+def test_embeddings_of_another_recipe_name_the_key(embeddings_cohort: Make, model: Path, tmp_path: Path) -> None:
+    cohort = embeddings_cohort(patients=2, recipe=RECIPE | {"tiles": RECIPE["tiles"] | {"mpp": 1.0}})
+    with pytest.raises(EmbeddingsStaleError, match=r"tiles\.mpp is 1\.0, wanted 0\.5"):
+        predict(model, tmp_path / "out", embeddings=cohort.embeddings)
+
+
+def test_from_raw_slides_it_extracts_with_the_models_own_recipe_first(slides: Path, tmp_path: Path) -> None:
+    result = extract([slides], tmp_path / "cache", tiles=TileSpec(size_px=64, mpp=1.0, min_tissue=0.4), device="cpu")
+    first = read_embeddings(result.folder / "a.h5")
+    _write_model(tmp_path / "model", first.recipe, first.features.shape[1])
+    from_files = predict(tmp_path / "model", tmp_path / "one", embeddings=tmp_path / "cache")
+    cohort = tmp_path / "cohort.csv"
+    cohort.write_text("slide_id,patient_id,path\na,anna,slides/a.tiff\nb,bert,slides/b.tiff\n")
+    from_slides = predict(tmp_path / "model", tmp_path / "two", slides=[cohort], device="cpu")
+    assert from_slides["prob_tumour"].tolist() == from_files["prob_tumour"].tolist()
+    assert from_slides["patient_id"].tolist() == ["anna", "bert"]
+    made = find_embeddings(tmp_path / "two/embeddings")
+    assert [made[name].read_bytes() for name in "ab"] == [(result.folder / f"{name}.h5").read_bytes() for name in "ab"]
+
+
+def test_a_slide_that_fails_stands_in_the_table_and_the_others_are_scored(slides: Path, tmp_path: Path) -> None:
+    result = extract([slides], tmp_path / "cache", tiles=TileSpec(size_px=64, mpp=1.0), device="cpu")
+    first = read_embeddings(result.folder / "a.h5")
+    _write_model(tmp_path / "model", first.recipe, first.features.shape[1])
+    whole = (slides / "b.tiff").read_bytes()
+    (slides / "b.tiff").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SlidesFailedError, match="1 of 2 slides failed"):
+        predict(tmp_path / "model", tmp_path / "out", slides=[slides], device="cpu")
+    table = pd.read_csv(tmp_path / "out/predictions.csv", keep_default_na=False).set_index("slide_id")
+    assert table.loc["b", "reason"] == "no_embeddings"
+    assert table.loc["b", "prob_tumour"] == ""
+    assert table.loc["a", "reason"] == ""
+
+
+def test_it_wants_slides_or_embeddings_and_not_both(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="either --slides or --embeddings"):
+        predict(model, tmp_path / "out")
+    with pytest.raises(InputError, match="either --slides or --embeddings"):
+        predict(model, tmp_path / "out", slides=[tmp_path], embeddings=tmp_path)
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--model"):
+        predict(tmp_path, tmp_path / "out", embeddings=tmp_path)

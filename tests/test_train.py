@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+import torch
+from conftest import EmbeddingsCohort, planted_embeddings
+
+from pathfm.embeddings import write_embeddings
+from pathfm.errors import InputError
+from pathfm.model import read_model
+from pathfm.train import Trained, TrainSettings, train
+
+Make = Callable[..., EmbeddingsCohort]
+QUICK = TrainSettings(epochs=6, hidden=16, attention=8, lr=1e-2, device="cpu")
+
+
+def _train(cohort: EmbeddingsCohort, out: str = "model", training: TrainSettings = QUICK) -> Trained:
+    return train(cohort.table, cohort.embeddings, "cancer", cohort.table.parent / out, training=training)
+
+
+def _with_split(cohort: EmbeddingsCohort, split: list[str]) -> EmbeddingsCohort:
+    cohort.rewrite(cohort.frame().assign(split=split))
+    return cohort
+
+
+def test_without_a_split_there_are_no_figures_for_nobody_was_held_out(embeddings_cohort: Make) -> None:
+    trained = _train(embeddings_cohort(patients=14))
+    metrics = json.loads((trained.folder / "metrics.json").read_text())
+    assert metrics["slide"] is None
+    assert metrics["patient"] is None
+    assert any("crossval" in warning for warning in metrics["warnings"])
+    assert "auroc" not in str(trained)
+    table = pd.read_csv(trained.folder / "predictions.csv", dtype=str)
+    assert set(table["split"]) == {"train", "val"}
+    assert read_model(trained.folder).figures is None
+
+
+def test_with_a_split_the_figures_are_those_of_the_test_rows_alone(embeddings_cohort: Make) -> None:
+    split = ["train"] * 8 + ["val"] * 4 + ["test"] * 4 + [""] * 2
+    trained = _train(_with_split(embeddings_cohort(patients=18), split))
+    metrics = trained.metrics
+    assert metrics["n_slides"] == 4
+    assert metrics["slide"]["n"] == 4
+    assert [one["reason"] for one in metrics["left_out"]] == ["no_split", "no_split"]
+    training = trained.model.training
+    assert training["patients"] == [f"p{i:02d}" for i in range(12)]
+    assert training["n_stop_patients"] == 4
+    assert trained.predictions["split"].value_counts().to_dict() == {"train": 8, "val": 4, "test": 4}
+
+
+def test_neither_labels_nor_embeddings_of_test_rows_reach_the_model(embeddings_cohort: Make) -> None:
+    cohort = _with_split(embeddings_cohort(patients=16), ["train"] * 10 + ["test"] * 6)
+    before = _train(cohort, "before")
+    frame = cohort.frame()
+    frame.loc[10:, "cancer"] = frame.loc[10:, "cancer"].map({"0": "1", "1": "0"})
+    cohort.rewrite(frame)
+    for slide in frame["slide_id"][10:]:
+        write_embeddings(cohort.file(slide), planted_embeddings(slide, 1, seed=9))
+    after = _train(cohort, "after")
+    assert before.model.training["fingerprint"] == after.model.training["fingerprint"]
+    for name in before.model.head.state_dict():
+        assert torch.equal(before.model.head.state_dict()[name], after.model.head.state_dict()[name])
+
+
+def test_a_split_without_val_rows_sets_training_patients_aside(embeddings_cohort: Make) -> None:
+    trained = _train(_with_split(embeddings_cohort(patients=18), ["train"] * 14 + ["test"] * 4))
+    assert trained.model.training["n_stop_patients"] == 2
+    assert trained.model.training["n_patients"] == 14
+
+
+def test_too_few_patients_to_stop_on_train_all_epochs(embeddings_cohort: Make) -> None:
+    training = _train(embeddings_cohort(patients=4)).model.training
+    assert (training["epochs"], training["n_stop_patients"], training["stopped_early"]) == (6, 0, False)
+
+
+def test_training_again_takes_the_model_that_is_there_unless_something_changed(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=8)
+    trained = _train(cohort)
+    weights = trained.folder / "model.safetensors"
+    logs = trained.folder / "logs"
+    bytes_before, runs = weights.read_bytes(), len(list(logs.iterdir()))
+    _train(cohort)
+    assert weights.read_bytes() == bytes_before
+    assert len(list(logs.iterdir())) == runs
+    weights.write_bytes(bytes_before[:-1])
+    assert _train(cohort).model.training == trained.model.training
+    assert weights.read_bytes() == bytes_before
+    _train(cohort, training=TrainSettings(**{**vars(QUICK), "seed": 1}))
+    assert weights.read_bytes() != bytes_before
+
+
+def test_what_was_left_out_is_listed(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=8)
+    write_embeddings(cohort.file("p07-0"), planted_embeddings("p07-0", 1, n=0))
+    trained = _train(cohort)
+    assert trained.metrics["left_out"] == [{"slide_id": "p07-0", "reason": "no_tissue"}]
+    row = trained.predictions.set_index("slide_id").loc["p07-0"]
+    assert (row["predicted"], row["reason"]) == ("", "no_tissue")
+    assert "p07" not in trained.model.training["patients"]
+
+
+def test_a_training_split_of_one_class_is_an_error_that_names_it(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=8)
+    _with_split(cohort, ["train" if i % 2 else "test" for i in range(8)])
+    with pytest.raises(InputError, match=r"one class of 'cancer' only \(1 of 0, 1\)"):
+        _train(cohort)
+
+
+def test_three_classes_are_learned_and_named(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=24, classes=3)
+    settings = TrainSettings(**{**vars(QUICK), "epochs": 25})
+    trained = _train(_with_split(cohort, ["train"] * 18 + ["test"] * 6), training=settings)
+    assert trained.model.classes == ["0", "1", "2"]
+    held_out = trained.predictions[trained.predictions["split"] == "test"]
+    assert (held_out["predicted"] == held_out["label"]).mean() >= 0.8

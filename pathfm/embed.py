@@ -19,7 +19,7 @@ from pathfm.backbones import LoadedBackbone, Precision, load_backbone
 from pathfm.embeddings import Embeddings, read_embeddings, recipe_differences, write_embeddings
 from pathfm.errors import BackboneError, EmbeddingsDamagedError, SlideError, SlideUnreadableError
 from pathfm.outlines import tissue_of
-from pathfm.progress import progress
+from pathfm.progress import logger, progress
 from pathfm.slide import Slide, slide_sha256
 from pathfm.tiles import read_tiles, tile_slide
 
@@ -164,6 +164,17 @@ def why_stale(source: SlideSource, work: ExtractWork, path: Path) -> str | None:
         if getattr(found, key) != value:
             differences.append(f"{key} is {getattr(found, key)}, wanted {value}")
     return "; ".join(differences) or None
+
+
+def set_aside_if_changed(source: SlideSource, path: Path) -> None:
+    """Renames the file of a slide that has changed since and now cannot be used, so that nobody trains on it."""
+    try:
+        changed = path.exists() and read_embeddings(path).slide_sha256 != slide_sha256(source.path)
+    except (OSError, EmbeddingsDamagedError):
+        return  # the slide cannot be read now, which does not say that it has changed; damaged files are refused anyway
+    if changed:
+        path.replace(path.with_name(f"{path.name}.stale"))
+        logger.warning("%s: its embeddings are of an older file and were renamed to %s.stale", source.slide_id, path.name)
 
 
 def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackbone:

@@ -153,6 +153,16 @@ def test_a_slide_that_changed_is_embedded_again(slides: Path, tmp_path: Path) ->
     assert "b: made again, for slide_sha256 is" in log_of(tmp_path / "out")
 
 
+def test_the_embeddings_of_a_slide_that_was_damaged_since_are_put_out_of_reach(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out").folder
+    data = (slides / "b.tiff").read_bytes()
+    (slides / "b.tiff").write_bytes(data[: len(data) // 2])
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out")
+    assert sorted(find_embeddings(folder)) == ["a", "c"]
+    assert (folder / "b.h5.stale").exists()
+
+
 def test_another_scale_of_the_same_slide_is_embedded_again(slides: Path, tmp_path: Path) -> None:
     run(slides, tmp_path / "out")
     folder = run(slides, tmp_path / "out", mpp_override=0.55).folder

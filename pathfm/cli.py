@@ -1,0 +1,203 @@
+"""The command line: every command is a typed function; its signature is its options, its YAML and its help.
+
+This is the one place that turns a `PathfmError` into one line on stderr and an exit code: 0 done, 2 something has to be
+done first, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import json
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pathfm.errors import DiskFullError, InputError, PathfmError, UnknownNameError
+from pathfm.files import write_text
+from pathfm.progress import logger
+from pathfm.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jsonargparse import ArgumentParser
+
+# command: (module:function, what it does); imported only when asked for, so that --help is quick.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("pathfm.demo:demo", "make a cohort of slides and take it the whole way to a report"),
+    "run": ("pathfm.study:run", "slides and labels to a model and a report, from one config file"),
+    "doctor": ("pathfm.doctor:doctor", "what this machine can do, and what is wrong with the slides given"),
+    "backbones": ("pathfm.backbones:backbones", "the table of backbones"),
+    "tile": ("pathfm.preview:tile", "tissue and tile grid, without a backbone"),
+    "extract": ("pathfm.extract:extract", "slides to embeddings files"),
+    "verify": ("pathfm.verify:verify", "prove that every embeddings file is complete and unchanged"),
+    "train": ("pathfm.train:train", "cohort and embeddings to a model directory"),
+    "crossval": ("pathfm.crossval:crossval", "cross-validation by patient, with figures and intervals"),
+    "predict": ("pathfm.predict:predict", "a model on new slides or embeddings files"),
+    "evaluate": ("pathfm.evaluate:evaluate", "a frozen model on a labelled cohort it has not seen"),
+    "heatmap": ("pathfm.heatmap:heatmap", "where the model looked: overlay, GeoJSON for QuPath, top tiles"),
+    "report": ("pathfm.report:report", "one self-contained HTML file"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _log_to_stderr()
+    try:
+        return _dispatch(words)
+    except PathfmError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `pathfm backbones | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(str(DiskFullError(Path(str(error.filename or "the output folder")))))
+        return _fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}; check that it exists and may be read or written"
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept, and the same command goes on from there")
+        return 130
+
+
+def command_parser(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:
+    """The parser of a command and its function; YAML keys, options and keyword arguments are the same names."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    target, summary = COMMANDS[command]
+    module, name = target.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"pathfm {command}",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with these options as keys")
+    parser.add_function_arguments(function, sub_configs=True)
+    return parser, function
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    command, *options = words
+    if command not in COMMANDS:
+        kind = "command"
+        raise UnknownNameError(kind, command, COMMANDS, "pathfm --help says what each does")
+    parser, function = command_parser(command)
+    settings = _parse(parser, command, options)
+    ready = parser.instantiate(settings)
+    keywords = {key: value for key, value in ready.items() if key != "config"}
+    if not _writes_one_file(keywords.get("out")):
+        write_text(Path(keywords["out"]) / f"pathfm-{command}.yaml", parser.dump(settings))
+    result = function(**keywords)
+    if result is not None:
+        _print(result)
+        sys.stdout.flush()
+    return 0
+
+
+def _parse(parser: ArgumentParser, command: str, options: list[str]) -> Any:
+    from jsonargparse import ArgumentError
+
+    known = sorted({name for action in parser._actions for name in action.option_strings if name.startswith("--")})
+    try:
+        return parser.parse_args(_gather_lists(_underscored(options), _list_options(parser)))
+    except ArgumentError as error:
+        config = re.search(r"--config[= ](\S+)", " ".join(options))
+        where = f"{config[1]}: " if config and "config" in str(error) else ""
+        raise InputError(where + _one_line(str(error), known, command)) from error
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}; pass --config a YAML file"
+        raise InputError(message) from error
+
+
+def _underscored(options: list[str]) -> list[str]:
+    """`--mpp-override 0.25` is what people type; the names are Python's."""
+    return [re.sub(r"^--[\w.-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in options]
+
+
+def _list_options(parser: ArgumentParser) -> frozenset[str]:
+    return frozenset(
+        name
+        for action in parser._actions
+        if "list[" in str(getattr(action, "_typehint", ""))
+        for name in action.option_strings
+    )
+
+
+def _gather_lists(words: list[str], list_options: frozenset[str]) -> list[str]:
+    """Turns `--slides a b` into `--slides ["a","b"]`, the only form that jsonargparse takes."""
+    gathered: list[str] = []
+    while words:
+        word, *words = words
+        gathered.append(word)
+        if word in list_options:
+            count = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
+            values, words = words[:count], words[count:]
+            if values and not values[0].startswith("["):
+                gathered.append(json.dumps(values))
+            else:
+                gathered += values
+    return gathered
+
+
+def _one_line(text: str, known: list[str], command: str) -> str:
+    """The parser's message without its line breaks, and near names where an option is unknown."""
+    line = re.sub(r"\s+", " ", text).strip().removeprefix("error: ")
+    unknown = re.search(r"(?:[Uu]nrecognized arguments: |does not accept option '|Key ')(?:--)?([\w.]+)", line)
+    if unknown:
+        near = difflib.get_close_matches(f"--{unknown[1]}", known, n=3, cutoff=0.5)
+        line = f"unknown option --{unknown[1]}" + (f"; near: {', '.join(near)}" if near else "")
+    return f"{line}; pathfm {command} --help lists the options"
+
+
+def _writes_one_file(out: object) -> bool:
+    return not isinstance(out, Path) or bool(out.suffix)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    head = f"pathfm {__version__}: whole-slide images and a table of labels in, a slide-level model and a report out."
+    tail = "pathfm COMMAND --help lists the options of one; --config FILE.yaml takes them from a file."
+    return "\n".join([head, "", "usage: pathfm COMMAND ...", "", *lines, "", tail])
+
+
+def _print(result: Any) -> None:
+    """Tables are plain, left-aligned, untruncated, one row a line; other results say themselves."""
+    if not hasattr(result, "columns"):
+        print(result)
+        return
+    rows = [list(result.columns), *([("" if v is None or v != v else v) for v in row] for row in result.to_numpy())]
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _fail(message: str) -> int:
+    print("pathfm: " + re.sub(r"\s*\n\s*", " ", message), file=sys.stderr)
+    return 2
+
+
+def _log_to_stderr() -> None:
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,122 @@
+"""A whole study from one config: slides and labels to embeddings, figures, a model, heatmaps and a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pathfm.cohort import read_cohort
+from pathfm.crossval import crossval, refit
+from pathfm.errors import CohortError, SlidesFailedError
+from pathfm.extract import extract_slides, plan_extraction
+from pathfm.failures import Failure, write_failures
+from pathfm.heatmap import heatmap
+from pathfm.progress import log_to
+from pathfm.report import report
+from pathfm.scoring import summary
+from pathfm.settings import TrainSettings
+from pathfm.sources import find_slides
+from pathfm.tiles import TileSpec
+from pathfm.tissue import TissueSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pathfm.backbones import Precision
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `run` leaves behind; prints as a few lines.
+
+    Attributes:
+        folder: holds embeddings/, crossval/, model/, heatmaps/, report.html, failures.csv and pathfm.log.
+        metrics: metrics.json of the cross-validation.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{summary(self.metrics)}\nmodel: {self.folder / 'model'}\nreport: {self.folder / 'report.html'}"
+
+
+def run(
+    cohort: Path,
+    label: str,
+    out: Path,
+    backbone: str = "colour",
+    tiles: TileSpec = TileSpec(),
+    tissue: TissueSpec = TissueSpec(),
+    outlines: Path | None = None,
+    mpp_override: float | None = None,
+    folds: int = 5,
+    head: str = "gated-abmil",
+    training: TrainSettings = TrainSettings(),
+    top_tiles: int = 8,
+    device: str = "auto",
+    precision: Precision = "float32",
+    batch_size: int = 32,
+    workers: int | None = None,
+) -> Study:
+    """Takes a cohort all the way; run again, it does only what has changed.
+
+    Writes `embeddings/`, `crossval/{predictions.csv,metrics.json,folds.csv}`, `model/` (refit on all labelled slides),
+    `heatmaps/` (those of labelled slides out of fold), `report.html`, `failures.csv` and `pathfm.log`.
+
+    Args:
+        cohort: the cohort table, CSV, with a column `path`.
+        label: the label column.
+        out: the folder for everything.
+        backbone: a name of `pathfm backbones`, hf-hub:owner/name, timm/name or local-dir:/folder.
+        tiles: how a slide is cut.
+        tissue: how tissue is found.
+        outlines: a folder of <slide_id>.geojson in place of found tissue.
+        mpp_override: microns per pixel of level 0, in place of what the slides state; the column mpp goes before it.
+        folds: folds of the cross-validation, by patient.
+        head: "gated-abmil" or "mean".
+        training: how the head is trained.
+        top_tiles: number of tiles in the gallery of a heatmap.
+        device: where tiles are embedded: auto, cpu, cuda, cuda:1, mps.
+        precision: of the backbone's matrix products.
+        batch_size: tiles in a forward pass.
+        workers: threads that read tiles.
+
+    Raises:
+        SlidesFailedError: at the very end, when some slides could not be used; everything else is done.
+        InputError: the cohort, the folds or the settings cannot be used.
+        BackboneError: the backbone cannot be loaded, or is not made for such tiles.
+    """
+    read_cohort(cohort).labels(label)  # a wrong table or label shows before hours of extraction
+    sources = find_slides([cohort], mpp_override)
+    with log_to(out / "pathfm.log"):
+        work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, batch_size, workers)
+        extracted = extract_slides(sources, work, out / "embeddings")
+        write_failures(out / "failures.csv", extracted.failed)
+        _require_some(cohort, len(sources), extracted.failed)
+        result = crossval(cohort, extracted.folder, label, out / "crossval", folds, head, training)
+        refit(cohort, extracted.folder, label, out / "model", result.epochs, head, training, result.metrics)
+        heatmap(out / "crossval", [cohort], extracted.folder, out / "heatmaps", out / "model", top_tiles)
+        write_report(cohort, extracted.folder, out)
+    if extracted.failed:
+        raise SlidesFailedError(len(extracted.failed), len(sources), out / "failures.csv")
+    return Study(out, result.metrics)
+
+
+def write_report(cohort: Path, embeddings: Path, out: Path) -> Path:
+    """Writes `out/report.html` from what a study has left in its folder."""
+    return report(
+        out / "report.html",
+        out / "crossval",
+        embeddings,
+        cohort,
+        heatmaps=out / "heatmaps",
+        failures=out / "failures.csv",
+        model=out / "model",
+    )
+
+
+def _require_some(cohort: Path, total: int, failed: tuple[Failure, ...]) -> None:
+    if len(failed) == total:
+        message = f"none of the {total} slides of {cohort} could be used; the first: {failed[0].message}"
+        raise CohortError(message)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pathfm.cli import COMMANDS, command_parser, main
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on stderr of a command that must fail with exit code 2."""
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pathfm: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_each_of_its_options(command: str) -> None:
+    parser, _ = command_parser(command)
+    silent = [
+        action.option_strings[-1]
+        for action in parser._actions
+        if action.option_strings and not action.help and not hasattr(action, "_typehint_group")
+    ]
+    assert silent == []
+    assert command in parser.format_help()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_parses(config: Path) -> None:
+    parser, _ = command_parser("run")
+    settings = parser.parse_args(["--config", str(config), "--cohort", "cohort.csv", "--out", "out"])
+    assert settings.label
+
+
+def test_there_are_shipped_configs() -> None:
+    assert CONFIGS
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["verfy"], "unknown command 'verfy'; near: verify"),
+        (["verify"], "required: embeddings"),
+        (["verify", "--embedings", "x"], "unknown option --embedings; near: --embeddings"),
+        (["verify", "--embed", "x"], "unknown option --embed"),
+        (["verify", "--embeddings", "nowhere"], "nowhere is not a folder; pass --embeddings"),
+        (["verify", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["tile", "--slides", "nowhere", "--out", "out"], "nowhere"),
+        (["extract", "--slides", ".", "--out", "out", "--backbone", "virchw2"], "near: virchow2, virchow"),
+        (["extract", "--slides", "nowhere", "--out", "out", "--tiles.size", "3"], "near: --tiles.size_px"),
+        (["extract", "--slides", "nowhere", "--out", "out", "--tiles.mpp", "fine"], "tiles.mpp"),
+        (["train", "--cohort", "nowhere.csv", "--embeddings", "x", "--label", "y", "--out", "out"], "nowhere.csv"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_where_and_what_now(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.svs").touch()
+    assert says in error_of(capsys, *words)
+
+
+def test_an_unknown_key_of_a_config_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("embeddings: x\nembedings: y\n")
+    assert "embedings" in error_of(capsys, "verify", "--config", str(tmp_path / "c.yaml"))
+
+
+def test_a_config_that_is_no_yaml_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: [1,\n b: }")
+    assert "c.yaml" in error_of(capsys, "verify", "--config", str(tmp_path / "c.yaml"))
+
+
+def test_a_config_with_a_python_tag_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "c.yaml").write_text(f"embeddings: !!python/object/apply:os.mkdir ['{ran}']\n")
+    error_of(capsys, "verify", "--config", str(tmp_path / "c.yaml"))
+    assert not ran.exists()
+
+
+def test_help_is_quick_because_it_imports_no_torch() -> None:
+    program = "import sys; from pathfm.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert all(command in result.stdout for command in COMMANDS)
+
+
+def test_the_module_runs_like_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "pathfm", "nonsense"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1

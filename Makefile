@@ -9,8 +9,8 @@ demo: $(VENV)/installed
 	$(BIN)/pathfm demo --out demo
 
 test: lint
-	# one thread a worker: two workers share the machine without fighting over it
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	# a file stays with one worker, so the demo runs once; one thread a worker, so the two do not fight over the machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from pathfm.progress import logger
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from jsonargparse import ArgumentParser
 
@@ -48,9 +49,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _log_to_stderr()
     try:
-        return _dispatch(words)
+        with _log_to_stderr():
+            return _dispatch(words)
     except PathfmError as error:
         return _fail(str(error))
     except BrokenPipeError:  # `pathfm backbones | head`: the reader has enough
@@ -194,10 +195,18 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _log_to_stderr() -> None:
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Shows what pathfm logs, as plain lines, while a command runs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

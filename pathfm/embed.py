@@ -174,7 +174,9 @@ def set_aside_if_changed(source: SlideSource, path: Path) -> None:
         return  # the slide cannot be read now, which does not say that it has changed; damaged files are refused anyway
     if changed:
         path.replace(path.with_name(f"{path.name}.stale"))
-        logger.warning("%s: its embeddings are of an older file and were renamed to %s.stale", source.slide_id, path.name)
+        logger.warning(
+            "%s: its embeddings are of an older file and were renamed to %s.stale", source.slide_id, path.name
+        )
 
 
 def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackbone:

@@ -16,8 +16,6 @@ import nbformat
 import pandas as pd
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 ROOT = Path(__file__).parent.parent
 
 

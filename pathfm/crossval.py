@@ -17,7 +17,7 @@ from pathfm.folds import assign_folds
 from pathfm.labelled import LabelledSlides, labelled_slides
 from pathfm.model import Model, write_model
 from pathfm.scoring import metrics_document, score_table, summary, write_table
-from pathfm.settings import DEFAULTS, TrainSettings
+from pathfm.settings import TrainSettings
 from pathfm.train import fit_model, stopping_rows
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def crossval(
     out: Path,
     folds: int = 5,
     head: str = "gated-abmil",
-    training: TrainSettings = DEFAULTS,
+    training: TrainSettings = TrainSettings(),
 ) -> CrossValidation:
     """Cross-validates a head by patient and writes scores, figures with intervals, and the controls beside them.
 
@@ -99,7 +99,7 @@ def refit(
     out: Path,
     epochs: int,
     head: str = "gated-abmil",
-    training: TrainSettings = DEFAULTS,
+    training: TrainSettings = TrainSettings(),
     figures: dict[str, Any] | None = None,
 ) -> Model:
     """Fits the model to hand on: all labelled slides, nobody set aside, for a number of epochs known from the folds.

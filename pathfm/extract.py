@@ -33,7 +33,6 @@ __all__ = [
 
 FAILURES = "failures.csv"
 _MOST_WORKERS = 8
-_TILES, _TISSUE = TileSpec(), TissueSpec()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +62,8 @@ def extract(
     slides: list[Path],
     out: Path,
     backbone: str = "colour",
-    tiles: TileSpec = _TILES,
-    tissue: TissueSpec = _TISSUE,
+    tiles: TileSpec = TileSpec(),
+    tissue: TissueSpec = TissueSpec(),
     outlines: Path | None = None,
     mpp_override: float | None = None,
     device: str = "auto",
@@ -111,6 +110,7 @@ def extract_like(
     outlines: Path | None = None,
     mpp_override: float | None = None,
     device: str = "auto",
+    backbone: str | None = None,
     *,
     allow_upsampling: bool = False,
 ) -> ExtractResult:
@@ -125,6 +125,7 @@ def extract_like(
         outlines: a folder of <slide_id>.geojson in place of found tissue.
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: as in `extract`.
+        backbone: where the backbone lies here, for a recipe made with a model from a folder (local-dir:/folder).
         allow_upsampling: also slides that are more than 10 % coarser than the recipe's tiles.
 
     Raises:
@@ -133,9 +134,13 @@ def extract_like(
         BackboneError: the backbone cannot be loaded.
     """
     settings = settings_of(recipe)
+    name = backbone or settings.backbone
+    if backbone is None and name.startswith("local-dir:"):
+        message = f"the embeddings were made with {name}; pass --backbone local-dir:/folder, where that lies here"
+        raise InputError(message)
     sources = find_slides(list(slides), mpp_override)
     tiles = replace(settings.tiles, allow_upsampling=allow_upsampling)
-    work = plan_extraction(settings.backbone, tiles, settings.tissue, outlines, device, settings.precision)
+    work = plan_extraction(name, tiles, settings.tissue, outlines, device, settings.precision)
     tissue_here = work.recipe["tissue"] | {"method": recipe["tissue"]["method"]}
     differing = recipe_differences(work.recipe | {"tissue": tissue_here}, recipe)
     if differing:
@@ -149,8 +154,8 @@ def extract_like(
 
 def plan_extraction(
     backbone: str,
-    tiles: TileSpec = _TILES,
-    tissue: TissueSpec = _TISSUE,
+    tiles: TileSpec = TileSpec(),
+    tissue: TissueSpec = TissueSpec(),
     outlines: Path | None = None,
     device: str = "auto",
     precision: Precision = "float32",

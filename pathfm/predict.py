@@ -16,6 +16,7 @@ from pathfm.scoring import SlideScore, score_slide, score_table, write_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pathfm.extract import ExtractResult
     from pathfm.failures import Failure
 
 __all__ = ["SlideScore", "predict", "score_slide"]
@@ -30,6 +31,7 @@ def predict(
     embeddings: Path | None = None,
     mpp_override: float | None = None,
     device: str = "auto",
+    backbone: str | None = None,
 ) -> pd.DataFrame:
     """Scores new slides and writes `predictions.csv`; from raw slides it extracts first, with the model's own recipe.
 
@@ -40,6 +42,7 @@ def predict(
         embeddings: the folder that extract wrote, of the model's own recipe.
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: where to run the backbone; the head runs on the CPU.
+        backbone: where the model's backbone lies here, if it is one from a folder: local-dir:/folder.
 
     Returns:
         The table: slide_id, patient_id ("" where no cohort table names it), split ("new"), label (""), predicted,
@@ -59,7 +62,10 @@ def predict(
     if embeddings is not None:
         files: dict[str, Path | None] = dict(find_embeddings(embeddings))
     else:
-        files, failed = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device)
+        result = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone)
+        files = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
+        files |= {failure.slide_id: None for failure in result.failed}
+        files, failed = dict(sorted(files.items())), result.failed
     table = score_table(frozen, _rows(files, slides or []), "split")
     write_table(out / "predictions.csv", table)
     if failed:
@@ -68,16 +74,12 @@ def predict(
 
 
 def _extracted(
-    model: Model, slides: list[Path], folder: Path, mpp_override: float | None, device: str
-) -> tuple[dict[str, Path | None], Sequence[Failure]]:
-    """The embeddings file of each slide, None where it failed, and the failures."""
+    model: Model, slides: list[Path], folder: Path, mpp_override: float | None, device: str, backbone: str | None
+) -> ExtractResult:
     # only here: predicting from embeddings works on a machine without OpenSlide
     from pathfm.extract import extract_like
 
-    result = extract_like(model.recipe, slides, folder, mpp_override=mpp_override, device=device)
-    files: dict[str, Path | None] = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
-    files |= {failure.slide_id: None for failure in result.failed}
-    return dict(sorted(files.items())), result.failed
+    return extract_like(model.recipe, slides, folder, mpp_override=mpp_override, device=device, backbone=backbone)
 
 
 def _rows(files: dict[str, Path | None], slides: list[Path]) -> pd.DataFrame:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from pathfm.slide import Slide
 
-_TILES = TileSpec()
-_TISSUE = TissueSpec()
 _SIZE_PX, _MPP = 224, 0.5  # what most backbones take
 _LONGEST_PX = 1600
 _STRIP_PX = 44
@@ -38,8 +36,8 @@ _COLUMNS = ("slide_id", "mpp", "mpp_source", "tissue_mm2", "n_tiles", "note")
 def tile(
     slides: list[Path],
     out: Path,
-    tiles: TileSpec = _TILES,
-    tissue: TissueSpec = _TISSUE,
+    tiles: TileSpec = TileSpec(),
+    tissue: TissueSpec = TissueSpec(),
     outlines: Path | None = None,
     mpp_override: float | None = None,
 ) -> pd.DataFrame:

@@ -62,9 +62,8 @@ def settings_of(recipe: dict[str, Any]) -> RecipeSettings:
     """The settings that a recipe was made from, to make more embeddings like it."""
     backbone, tissue = recipe["backbone"], dict(recipe["tissue"])
     method = tissue.pop("method")
-    local = str(backbone["source"]).startswith("local-dir:")
     return RecipeSettings(
-        backbone=backbone["source"] if local else backbone["name"],
+        backbone=backbone["name"],
         precision=backbone["precision"],
         tiles=TileSpec(**recipe["tiles"], allow_mismatch=True),
         tissue=TissueSpec(**tissue),

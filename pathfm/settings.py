@@ -58,6 +58,3 @@ def _require(name: str, value: float, holds: bool, rule: str) -> None:
     if not holds:
         message = f"--training.{name} is {value}; it must be {rule}"
         raise InputError(message)
-
-
-DEFAULTS = TrainSettings()

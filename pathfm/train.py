@@ -20,13 +20,12 @@ from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
 from pathfm.model import Model, read_model, write_model
 from pathfm.progress import logger
 from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
-from pathfm.settings import DEFAULTS, TrainSettings
+from pathfm.settings import TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "DEFAULTS",
     "Fit",
     "SlideClassifier",
     "TrainSettings",
@@ -68,7 +67,7 @@ def train(
     label: str,
     out: Path,
     head: str = "gated-abmil",
-    training: TrainSettings = DEFAULTS,
+    training: TrainSettings = TrainSettings(),
 ) -> Trained:
     """Trains one model into a model directory, with predictions.csv and metrics.json beside it.
 

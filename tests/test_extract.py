@@ -345,12 +345,15 @@ def test_slides_can_be_embedded_as_a_recipe_says(slides: Path, tmp_path: Path) -
     more = {"backbone": f"local-dir:{tmp_path / 'tiny'}", "tissue": TissueSpec(min_chroma=0.03), "batch_size": 32}
     first = run(slides, tmp_path / "out", **more)
     recipe = read_embeddings(first.folder / "a.h5").recipe
-    like = extract_like(recipe, [slides], tmp_path / "like", device="cpu")
+    assert str(tmp_path) not in json.dumps(recipe)
+    with pytest.raises(InputError, match="pass --backbone local-dir:/folder"):
+        extract_like(recipe, [slides], tmp_path / "like", device="cpu")
+    like = extract_like(recipe, [slides], tmp_path / "like", device="cpu", backbone=more["backbone"])
     assert like.folder.name == first.folder.name
     assert files_of(like.folder) == files_of(first.folder)
     save_tiny(tmp_path / "tiny")
     with pytest.raises(EmbeddingsStaleError, match=r"backbone\.weights_sha256 is"):
-        extract_like(recipe, [slides], tmp_path / "like", device="cpu")
+        extract_like(recipe, [slides], tmp_path / "like", device="cpu", backbone=more["backbone"])
 
 
 def test_one_slide_is_a_function_of_picklable_arguments(slides: Path, tmp_path: Path) -> None:

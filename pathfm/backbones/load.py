@@ -139,7 +139,8 @@ def _identity(row: Backbone, model: nn.Module, precision: Precision) -> dict[str
     revision = str(getattr(model, "VERSION", row.revision)) if row.library == "python" else row.revision
     return {
         "name": row.name,
-        "source": row.source,
+        # where a folder lies on this machine is nobody else's business, and no part of what an embedding is
+        "source": row.name if row.source.startswith("local-dir:") else row.source,
         "revision": revision,
         "weights_sha256": state_sha256(model),
         "output": row.output,

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,9 +21,6 @@ from pathfm.embeddings import (
 )
 from pathfm.errors import DiskFullError, EmbeddingsDamagedError, EmbeddingsStaleError, PathfmError, SeveralRecipesError
 from pathfm.verify import verify
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RECIPE: dict[str, Any] = {
     "backbone": {"name": "colour", "dim": 5},
@@ -172,6 +169,12 @@ def test_rubbish_and_foreign_hdf5_are_named_errors(tmp_path: Path) -> None:
             read_embeddings(tmp_path / name)
 
 
+def test_a_file_of_every_released_format_stays_readable() -> None:
+    found = read_embeddings(Path(__file__).parent / "data" / "embeddings-v1.h5")
+    assert (found.slide_id, found.mpp, found.features.shape, found.failed.tolist()) == ("a", 0.25, (3, 5), [[1, 2]])
+    assert found.recipe == RECIPE
+
+
 def test_a_file_of_a_later_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "a.h5", embeddings())
     with h5py.File(tmp_path / "a.h5", "a") as file:
@@ -203,12 +206,10 @@ def test_a_full_disk_is_a_named_error_and_leaves_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_the_error_of_a_full_device_says_what_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path as RealPath
-
-    opened = RealPath.open
-    monkeypatch.setattr(RealPath, "open", lambda self, *a, **k: opened(RealPath("/dev/full"), *a, **k))
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened(Path("/dev/full"), *a, **k))
     with pytest.raises(DiskFullError, match="run the same command again"):
         write_embeddings(tmp_path / "a.h5", embeddings())
 

@@ -121,8 +121,8 @@ def _parse(parser: ArgumentParser, command: str, options: list[str]) -> Any:
         config = re.search(r"--config[= ](\S+)", " ".join(options))
         where = f"{config[1]}: " if config and "config" in str(error) else ""
         raise InputError(where + _one_line(str(error), known, command)) from error
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}; pass --config a YAML file"
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"--config cannot be read ({error}); pass a YAML file in UTF-8"
         raise InputError(message) from error
 
 
@@ -167,7 +167,7 @@ def _one_line(text: str, known: list[str], command: str) -> str:
 
 
 def _writes_one_file(out: object) -> bool:
-    return not isinstance(out, Path) or bool(out.suffix)
+    return not isinstance(out, Path) or out.suffix.lower() in (".html", ".htm")
 
 
 def _overview() -> str:

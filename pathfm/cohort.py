@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +29,7 @@ _SLIDE_SUFFIXES = (
     ".czi",
 )
 _FILE_SUFFIXES = frozenset([*_SLIDE_SUFFIXES, ".png", ".jpg", ".jpeg", ".h5", ".pt"])
+_MISSING = ("na", "n/a", "nan", "null")
 _SPLITS = ("train", "val", "test")
 
 
@@ -47,7 +50,7 @@ class Cohort:
     stated: frozenset[str]
 
     def labels(self, label: str) -> pd.Series[str]:
-        """The label of each slide, indexed by slide_id; "" where the cell is empty.
+        """The label of each slide, indexed by slide_id; "" where the cell is empty, or NA, N/A, NaN or null.
 
         Raises:
             UnknownNameError: no such column.
@@ -59,6 +62,7 @@ class Cohort:
                 "label column", label, known, f"{self.source} has these columns; pass --label one of them"
             )
         values = self.table.set_index("slide_id")[label].map(_plain_number)
+        values = values.mask(values.str.lower().isin(_MISSING), "")
         if not (values != "").any():
             message = f"{self.source}: column {label!r} is empty in every row; fill it, or pass another --label"
             raise CohortError(message)
@@ -93,6 +97,7 @@ def read_cohort(path: Path) -> Cohort:
             table[column] = ""
     table["path"] = pd.Series([_resolve(path, text) for text in table["path"]], index=table.index, dtype=object)
     table["mpp"] = _numbers(path, table, "mpp")
+    table["site"] = table["site"].str.strip()
     table["split"] = table["split"].str.strip().str.lower()
     cohort = Cohort(path, table, stated)
     _require_split(cohort)
@@ -102,22 +107,43 @@ def read_cohort(path: Path) -> Cohort:
 def sort_classes(names: set[str]) -> list[str]:
     """Class names in order: as numbers where all are numbers, as text otherwise."""
     try:
-        return sorted(names, key=float)
+        return sorted(names, key=lambda name: (float(name), name))
     except ValueError:
         return sorted(names)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+        table = _rows_of(path)
     except FileNotFoundError as error:
         message = f"no cohort table at {path}; pass --cohort a CSV with the columns slide_id and patient_id"
         raise CohortError(message) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, IsADirectoryError) as error:
-        message = f"{path} cannot be read as a CSV table ({str(error).splitlines()[0]}); save it as UTF-8 CSV with a header row"
+    except (csv.Error, UnicodeDecodeError, IsADirectoryError) as error:
+        message = f"{path} cannot be read as a CSV table ({error}); save it as UTF-8 CSV with a header row"
         raise CohortError(message) from error
     table.columns = [str(name).strip() for name in table.columns]
-    return table.rename(columns={old: new for old, new in _ALIASES.items() if new not in table.columns})
+    table = table.rename(columns={old: new for old, new in _ALIASES.items() if new not in table.columns})
+    twice = sorted(set(table.columns[table.columns.duplicated()]))
+    if twice:
+        message = f"{path} has two columns {', '.join(twice)} (case_id and PATIENT are read as patient_id); keep one"
+        raise CohortError(message)
+    return table
+
+
+def _rows_of(path: Path) -> pd.DataFrame:
+    """The cells as text. A row longer than the header would shift its columns, so it is refused."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header, *rows = list(csv.reader(file, skipinitialspace=True, strict=True)) or [[]]
+    if not header:
+        message = "it is empty"
+        raise csv.Error(message)
+    for number, row in enumerate(rows, start=2):
+        if row and len(row) != len(header):
+            message = (
+                f"{path}: row {number} has {len(row)} cells, the header {len(header)}; put text with commas in quotes"
+            )
+            raise CohortError(message)
+    return pd.DataFrame([row for row in rows if row], columns=pd.Index(header, dtype=object), dtype=str)
 
 
 def _require_columns(path: Path, table: pd.DataFrame) -> None:
@@ -180,8 +206,8 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series[float]:
 
 def _plain_number(text: str) -> str:
     """Makes 1.0 and 1 one class: spreadsheets add the point as soon as a cell of the column is empty."""
-    text = text.strip()
-    return text[:-2] if text.endswith(".0") and text[:-2].lstrip("-").isdigit() else text
+    whole = re.fullmatch(r"\s*(-?\d+)\.0+\s*", text)
+    return str(int(whole[1])) if whole else text.strip()
 
 
 def _rows(index: pd.Index[int]) -> str:

@@ -9,6 +9,7 @@ import signal
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,9 +23,10 @@ from torch.utils.data import DataLoader
 
 from pathfm.bags import BagDataset, Batch, collate, features_sha256
 from pathfm.epochs import BestEpoch, EpochOrder, EveryEpoch
-from pathfm.errors import ModelError
+from pathfm.errors import InputError, ModelError
 from pathfm.files import canonical_json, sha256_text, write_text
 from pathfm.heads import Head, build_head
+from pathfm.progress import logger
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ def fit(
         UnknownNameError: no such head.
         ModelError: the training diverged.
     """
+    _require_device(settings.device)
     wanted = fingerprint(training_set, stopping_set, n_classes, head, settings, epochs)
     with _own_randomness(settings.seed):
         module = SlideClassifier(
@@ -199,11 +202,27 @@ def _checkpoint(folder: Path, wanted: str) -> Path | None:
     """The checkpoint to go on from; what another training left is removed."""
     stated, last = folder / "fingerprint.txt", folder / f"{LAST}.ckpt"
     if stated.is_file() and stated.read_text(encoding="utf-8").strip() == wanted:
-        return last if last.is_file() else None
-    for stale in (folder, folder.parent / "logs"):
-        shutil.rmtree(stale, ignore_errors=True)
+        return last if last.is_file() and _is_whole(last) else None
+    shutil.rmtree(folder, ignore_errors=True)
     write_text(stated, wanted + "\n")
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be read; one that was cut off while it was written is no reason never to train again."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (EOFError, OSError, RuntimeError, ValueError, UnpicklingError):
+        logger.warning("%s is damaged; this training starts again", checkpoint)
+        return False
+    return True
+
+
+def _require_device(device: str) -> None:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, True):
+        message = f"no {device} device on this machine; pass --training.device auto"
+        raise InputError(message)
 
 
 def _fitted(module: SlideClassifier, best: BestEpoch | None, ran: int, asked: int) -> Fit:

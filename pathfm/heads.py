@@ -172,8 +172,7 @@ class Head(nn.Module):
 
     def __init__(self, name: str, dim: int, n_classes: int, shape: HeadShape) -> None:
         super().__init__()
-        if name not in HEADS:
-            raise UnknownNameError("head", name, HEADS, "pass --head one of them")
+        require_head(name)
         self.name, self.dim, self.n_classes, self.shape = name, dim, n_classes, shape
         self.standardiser = Standardiser(dim)
         self.pooling = HEADS[name](dim, n_classes, shape)
@@ -185,6 +184,16 @@ class Head(nn.Module):
     def kwargs(self) -> dict[str, int | float]:
         """The keywords that `build_head` makes the same sizes from; JSON types."""
         return asdict(self.shape)
+
+
+def require_head(name: str) -> None:
+    """Refuses a name that is not in `HEADS`.
+
+    Raises:
+        UnknownNameError: near names are listed.
+    """
+    if name not in HEADS:
+        raise UnknownNameError("head", name, HEADS, "pass --head one of them")
 
 
 def build_head(name: str, dim: int, n_classes: int, **kwargs: float) -> Head:

@@ -11,7 +11,7 @@ from pathfm.errors import CohortError, EmbeddingsStaleError, LeakageError
 from pathfm.progress import logger, progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -105,7 +105,7 @@ def failed_slides(folder: Path) -> set[str]:
     named: set[str] = set()
     for path in (folder / "failures.csv", folder.parent / "failures.csv"):
         if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
                 named |= {row.get("slide_id", "") for row in csv.DictReader(file)}
     return named - {""}
 
@@ -144,7 +144,19 @@ def _open(table: pd.DataFrame) -> dict[str, Embeddings]:
                 f"{path} holds slide {opened[slide_id].slide_id}; give the file its slide's name, or extract again"
             )
             raise EmbeddingsStaleError(path, message)
+    _require_one_width(pairs, opened)
     return opened
+
+
+def _require_one_width(pairs: Sequence[tuple[str, Path]], opened: dict[str, Embeddings]) -> None:
+    widths = {slide_id: one.features.shape[1] for slide_id, one in opened.items()}
+    for slide_id, path in pairs:
+        if widths[slide_id] != widths[pairs[0][0]]:
+            message = (
+                f"{path} has embeddings of width {widths[slide_id]}, {pairs[0][1]} of {widths[pairs[0][0]]};"
+                " delete the wrong one and run pathfm extract again"
+            )
+            raise EmbeddingsStaleError(path, message)
 
 
 def _describe(table: pd.DataFrame, opened: dict[str, Embeddings], classes: list[str]) -> pd.DataFrame:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pathfm.cohort import read_cohort
-from pathfm.embeddings import find_embeddings
+from pathfm.embeddings import find_embeddings, read_embeddings
 from pathfm.errors import InputError, SlidesFailedError
 from pathfm.model import Model, read_model
+from pathfm.progress import logger
 from pathfm.scoring import SlideScore, score_slide, score_table, write_table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SlideScore", "predict", "score_slide"]
 
-NEW = "new"
+NEW, SEEN = "new", "seen"
 
 
 def predict(
@@ -45,7 +46,8 @@ def predict(
         backbone: where the model's backbone lies here, if it is one from a folder: local-dir:/folder.
 
     Returns:
-        The table: slide_id, patient_id ("" where no cohort table names it), split ("new"), label (""), predicted,
+        The table: slide_id, patient_id ("" where no cohort table names it), split ("new", or "seen" where the model
+        has learned from the slide), label (""), predicted,
         prob_<class> for each class, n_tiles, reason ("", "no_tissue", or "no_embeddings" for a slide that failed).
 
     Raises:
@@ -66,7 +68,12 @@ def predict(
         files = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
         files |= {failure.slide_id: None for failure in result.failed}
         files, failed = dict(sorted(files.items())), result.failed
-    table = score_table(frozen, _rows(files, slides or []), "split")
+    table = score_table(frozen, _rows(frozen, files, slides or []), "split")
+    n_seen = int((table["split"] == SEEN).sum())
+    if n_seen:
+        logger.warning(
+            "%d of %d slides were in the training of this model: their scores say nothing", n_seen, len(table)
+        )
     write_table(out / "predictions.csv", table)
     if failed:
         raise SlidesFailedError(len(failed), len(files), out / "embeddings" / "failures.csv")
@@ -82,7 +89,7 @@ def _extracted(
     return extract_like(model.recipe, slides, folder, mpp_override=mpp_override, device=device, backbone=backbone)
 
 
-def _rows(files: dict[str, Path | None], slides: list[Path]) -> pd.DataFrame:
+def _rows(model: Model, files: dict[str, Path | None], slides: list[Path]) -> pd.DataFrame:
     patients: dict[str, str] = {}
     for table in slides:
         if table.suffix.lower() == ".csv":
@@ -90,7 +97,19 @@ def _rows(files: dict[str, Path | None], slides: list[Path]) -> pd.DataFrame:
             patients |= dict(zip(rows["slide_id"], rows["patient_id"], strict=True))
     return pd.DataFrame(
         [
-            {"slide_id": name, "patient_id": patients.get(name, ""), "split": NEW, "label": "", "path": path}
+            {
+                "slide_id": name,
+                "patient_id": patients.get(name, ""),
+                "split": SEEN if _is_seen(model, name, path) else NEW,
+                "label": "",
+                "path": path,
+            }
             for name, path in files.items()
         ]
     )
+
+
+def _is_seen(model: Model, slide_id: str, path: Path | None) -> bool:
+    known: dict[str, str] = model.training["slides"]
+    digest = read_embeddings(path).slide_sha256 if path else ""
+    return slide_id in known or (digest != "" and digest in known.values())

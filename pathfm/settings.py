@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pathfm.errors import InputError
 
+_WIDEST = 1 << 16  # no head is wider; a typing error would ask for terabytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -43,6 +45,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "hidden", "attention", "batch_size", "patience", "min_epochs"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        for name in ("hidden", "attention"):
+            _require(name, getattr(self, name), getattr(self, name) <= _WIDEST, f"at most {_WIDEST}")
         _require("lr", self.lr, 0 < self.lr <= 1, "above 0, up to 1")
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
         _require("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")

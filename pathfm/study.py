@@ -10,6 +10,8 @@ from pathfm.crossval import crossval, refit
 from pathfm.errors import CohortError, SlidesFailedError
 from pathfm.extract import extract_slides, plan_extraction
 from pathfm.failures import Failure, write_failures
+from pathfm.folds import assign_folds
+from pathfm.heads import require_head
 from pathfm.heatmap import heatmap
 from pathfm.progress import log_to
 from pathfm.report import report
@@ -87,7 +89,7 @@ def run(
         InputError: the cohort, the folds or the settings cannot be used.
         BackboneError: the backbone cannot be loaded, or is not made for such tiles.
     """
-    read_cohort(cohort).labels(label)  # a wrong table or label shows before hours of extraction
+    _require_plan(cohort, label, folds, head, training.seed)
     sources = find_slides([cohort], mpp_override)
     with log_to(out / "pathfm.log"):
         work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, batch_size, workers)
@@ -96,10 +98,16 @@ def run(
         _require_some(cohort, len(sources), extracted.failed)
         result = crossval(cohort, extracted.folder, label, out / "crossval", folds, head, training)
         refit(cohort, extracted.folder, label, out / "model", result.epochs, head, training, result.metrics)
-        heatmap(out / "crossval", [cohort], extracted.folder, out / "heatmaps", out / "model", top_tiles)
+        undrawn: SlidesFailedError | None = None
+        try:
+            heatmap(out / "crossval", [cohort], extracted.folder, out / "heatmaps", out / "model", top_tiles)
+        except SlidesFailedError as error:  # the report lists them; it is written all the same
+            undrawn = error
         write_report(cohort, extracted.folder, out)
     if extracted.failed:
         raise SlidesFailedError(len(extracted.failed), len(sources), out / "failures.csv")
+    if undrawn is not None:
+        raise undrawn
     return Study(out, result.metrics)
 
 
@@ -114,6 +122,16 @@ def write_report(cohort: Path, embeddings: Path, out: Path) -> Path:
         failures=out / "failures.csv",
         model=out / "model",
     )
+
+
+def _require_plan(cohort: Path, label: str, folds: int, head: str, seed: int) -> None:
+    """A wrong table, label, head or number of folds shows before hours of extraction."""
+    table = read_cohort(cohort)
+    labels, patients = table.labels(label), table.patients()
+    known = labels[labels != ""]
+    classes = table.classes(label)
+    assign_folds(patients[known.index], known.map(classes.index), folds, seed, classes)
+    require_head(head)
 
 
 def _require_some(cohort: Path, total: int, failed: tuple[Failure, ...]) -> None:

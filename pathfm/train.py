@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,6 @@ from pathfm.model import Model, read_model, write_model
 from pathfm.progress import logger
 from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
 from pathfm.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = [
     "Fit",
@@ -110,7 +107,9 @@ def fit_model(
     epochs: int | None = None,
     what: str = "train",
 ) -> Model:
-    """Fits a head and writes it as a model directory; one that is there for the same inputs is taken as it is.
+    """Fits a head and writes it as a model directory; weights that are there for the same inputs are taken.
+
+    What model.json says of label, classes, recipe, patients and slides is always that of the slides given.
 
     Args:
         slides: the labelled slides.
@@ -124,16 +123,17 @@ def fit_model(
     """
     usable = slides.table["reason"] == ""
     rows, stopping_rows = slides.table[learn & usable], slides.table[stop & usable]
-    _require_two_classes(slides, rows)
+    _require_every_class(slides, rows)
     training_set, stopping_set = _bags(rows, slides.dim), _bags(stopping_rows, slides.dim)
     n_classes = len(slides.classes)
     wanted = fingerprint(training_set, stopping_set, n_classes, head, settings, epochs)
     done = _finished(folder, wanted)
-    if done is not None:
+    if done is None:
+        (folder / "model.json").unlink(missing_ok=True)
+        fitted = fit(training_set, stopping_set, n_classes, head, settings, folder, epochs=epochs, what=what)
+    else:
         logger.info("%s: done before with the same inputs, taken from %s", what, folder)
-        return done
-    (folder / "model.json").unlink(missing_ok=True)
-    fitted = fit(training_set, stopping_set, n_classes, head, settings, folder, epochs=epochs, what=what)
+        fitted = Fit(done.head, done.training["epochs"], done.training["stopped_early"])
     model = Model(
         head=fitted.head,
         label=slides.label,
@@ -141,8 +141,10 @@ def fit_model(
         recipe=slides.recipe,
         training=_record(rows, stopping_rows, fitted, settings) | {"fingerprint": wanted},
     )
+    if done is not None and replace(done, figures=None) == model:
+        return done
     write_model(folder, model)
-    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return model
 
 
@@ -211,12 +213,13 @@ def _record(rows: pd.DataFrame, stopping: pd.DataFrame, fitted: Fit, settings: T
     }
 
 
-def _require_two_classes(slides: LabelledSlides, rows: pd.DataFrame) -> None:
-    found: Sequence[int] = sorted(set(rows["target"]))
-    if len(found) < 2:
-        names = ", ".join(slides.classes[index] for index in found) or "none"
+def _require_every_class(slides: LabelledSlides, rows: pd.DataFrame) -> None:
+    """A class that nothing was learned of would still get a probability."""
+    found = set(rows["target"])
+    missing = [name for index, name in enumerate(slides.classes) if index not in found]
+    if missing or len(found) < 2:
         message = (
-            f"the slides to learn from hold one class of {slides.label!r} only ({names} of"
-            f" {', '.join(slides.classes)}); label more slides, or see the column split and --label"
+            f"the slides to learn from hold no slide of {slides.label} {', '.join(missing) or 'but one class'};"
+            " label more of them, empty the label of that class, or see the column split and --folds"
         )
         raise InputError(message)

@@ -50,11 +50,25 @@ def test_labels_that_a_spreadsheet_turned_into_floats_are_one_class(tmp_path: Pa
         ("slide,patient_id\na,1\n", "lacks the column slide_id"),
         ("slide_id,patient_id\n", "add one row a slide"),
         ("", "save it as UTF-8 CSV"),
+        ("slide_id,patient_id,cancer\na,1,1\nb,2,1,\n", "row 3 has 4 cells, the header 3"),
+        ("slide_id,case_id,PATIENT\na,1,1\n", "two columns patient_id"),
+        ("slide_id,patient_id,site, site\na,1,x,y\n", "two columns site"),
     ],
 )
 def test_a_table_that_cannot_be_used_names_the_rows_and_the_remedy(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(CohortError, match=says):
         read_cohort(table(tmp_path, text))
+
+
+def test_cells_that_say_that_nothing_is_known_are_no_class(tmp_path: Path) -> None:
+    cohort = read_cohort(table(tmp_path, "slide_id,patient_id,cancer\na,1,0\nb,2,1.00\nc,3,NA\nd,4,nan\ne,5,none\n"))
+    assert cohort.labels("cancer").tolist() == ["0", "1", "", "", "none"]
+    assert cohort.classes("cancer") == ["0", "1", "none"]
+
+
+def test_blanks_around_a_site_make_no_second_site(tmp_path: Path) -> None:
+    cohort = read_cohort(table(tmp_path, "slide_id,patient_id,site\na,1,north \nb,2,north\n"))
+    assert set(cohort.table["site"]) == {"north"}
 
 
 def test_a_missing_table_is_one_line(tmp_path: Path) -> None:

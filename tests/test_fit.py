@@ -126,6 +126,14 @@ def test_a_process_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(set
     assert min(epochs) == 4  # 8 reads for the standardiser, 32 for epochs 0 to 3: they are not run again
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_damaged_checkpoint_is_no_reason_never_to_train_again(sets: Sets, tmp_path: Path, share: float) -> None:
+    whole = fit(*sets, 2, "gated-abmil", QUICK, tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[: int(share * last.stat().st_size)])
+    assert torch.equal(_weights(fit(*sets, 2, "gated-abmil", QUICK, tmp_path)), _weights(whole))
+
+
 def test_what_another_training_left_is_not_gone_on_from(sets: Sets, tmp_path: Path) -> None:
     training, stopping = sets
     fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "used")

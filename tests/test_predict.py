@@ -17,6 +17,7 @@ from pathfm.heads import build_head
 from pathfm.model import Model, write_model
 from pathfm.predict import predict, score_slide
 from pathfm.tiles import TileSpec
+from pathfm.train import TrainSettings, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +72,15 @@ def test_every_embeddings_file_gets_a_row_with_the_score_of_its_slide(
     assert table.loc["p01-0", "predicted"] == ["benign", "tumour"][scores.argmax()]
     written = pd.read_csv(tmp_path / "out/predictions.csv", index_col="slide_id")
     assert written["prob_tumour"].tolist()[1:] == table["prob_tumour"].tolist()[1:]
+
+
+def test_a_slide_that_the_model_has_learned_from_is_marked(embeddings_cohort: Make, tmp_path: Path) -> None:
+    cohort = embeddings_cohort(patients=8)
+    train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=TrainSettings(epochs=1, hidden=8))
+    write_embeddings(cohort.file("fresh"), planted_embeddings("fresh", 0))
+    splits = predict(tmp_path / "model", tmp_path / "out", embeddings=cohort.embeddings).set_index("slide_id")["split"]
+    assert splits["fresh"] == "new"
+    assert set(splits.drop("fresh")) == {"seen"}
 
 
 def test_embeddings_of_another_recipe_name_the_key(embeddings_cohort: Make, model: Path, tmp_path: Path) -> None:

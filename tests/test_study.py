@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from pathfm.cli import main
-from pathfm.errors import SlidesFailedError, UnknownNameError
+from pathfm.errors import InputError, SlidesFailedError, UnknownNameError
 from pathfm.settings import TrainSettings
 from pathfm.study import run
 from pathfm.synthetic import SCANNERS, GeneratedSlide, write_slide
@@ -87,6 +87,15 @@ def test_a_wrong_label_shows_before_anything_is_extracted(cohort: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("setting", "says"), [({"head": "gated"}, "gated-abmil"), ({"folds": 5}, "use --folds 3")])
+def test_a_head_or_a_number_of_folds_that_cannot_be_shows_before_anything_is_extracted(
+    cohort: Path, tmp_path: Path, setting: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        study(cohort, tmp_path / "out", **setting)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_takes_a_config_writes_it_down_resolved_and_runs_from_that(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +117,6 @@ def test_a_study_without_a_usable_slide_ends_in_one_line(
 ) -> None:
     for path in (cohort.parent / "slides").iterdir():
         path.write_bytes(b"rubbish")
-    words = ["run", "--cohort", str(cohort), "--label", "cancer", "--out", str(tmp_path / "out")]
+    words = ["run", "--cohort", str(cohort), "--label", "cancer", "--folds", "2", "--out", str(tmp_path / "out")]
     assert main(words) == 2
     assert "none of the 6 slides" in capsys.readouterr().err

@@ -84,11 +84,13 @@ def _require_known_classes(cohort: Path, model: Model, slides: LabelledSlides) -
 
 
 def _require_unseen(cohort: Path, folder: Path, model: Model, table: pd.DataFrame) -> None:
-    """Patients by id, scans by digest; where a file states no digest (imported), by slide_id."""
+    """Patients by id, scans by digest; where the file then or now states no digest (imported), by slide_id."""
     patients = set(table["patient_id"]) & set(model.training["patients"])
     seen = model.training["slides"]
     digests = set(seen.values()) - {""}
-    same = table["slide_sha256"].isin(digests) | ((table["slide_sha256"] == "") & table["slide_id"].isin(seen))
+    nameless = [slide_id for slide_id, digest in seen.items() if not digest]
+    same = table["slide_sha256"].isin(digests) | table["slide_id"].isin(nameless)
+    same |= (table["slide_sha256"] == "") & table["slide_id"].isin(seen)
     if patients or same.any():
         who = [f"patients {name_some(patients)}"] if patients else []
         who += [f"slides {name_some(table['slide_id'][same])}"] if same.any() else []

@@ -17,9 +17,10 @@ from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomica
 from pathfm.model import Model, read_model
 from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, relative
 from pathfm.progress import logger, progress
-from pathfm.scoring import score_slide
+from pathfm.scoring import require_slide, score_slide
 from pathfm.slide import Slide, open_slide
 from pathfm.sources import SlideSource, find_slides
+from pathfm.tables import read_table
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def heatmap(
     Raises:
         SlidesFailedError: at the end, when a slide could not be read; the others are drawn.
         EmbeddingsStaleError: embeddings of another recipe than the model's, or of another slide.
-        ModelError: not a model directory.
+        ModelError: not a model directory, or a folds.csv that cannot be used.
     """
     if top_tiles < 1:
         message = f"--top-tiles is {top_tiles}; show at least 1"
@@ -122,7 +123,8 @@ def heatmap(
                 rows.append(_one_slide(source, files.get(source.slide_id), choice, out, top_tiles, drawn_before))
             except SlideError as error:
                 failed += 1
-                rows.append(HeatmapRow(slide_id=source.slide_id, why=error.message))
+                why = error.message.replace(str(error.path), error.path.name)  # folders name people
+                rows.append(HeatmapRow(slide_id=source.slide_id, why=why))
             if rows[-1].why:
                 logger.warning("no heatmap of %s: %s", rows[-1].slide_id, rows[-1].why)
     finally:  # also when interrupted: what is drawn is not drawn again
@@ -147,6 +149,7 @@ def _one_slide(
     if choice is None:
         return replace(row, why="it took no part in the cross-validation; pass --final-model to draw it")
     model, embeddings = choice.model, read_embeddings(file)
+    require_slide(file, embeddings, source.slide_id)
     require_recipe(file, embeddings.recipe, model.recipe)
     score = score_slide(model, embeddings)
     attention = score.attention
@@ -154,18 +157,13 @@ def _one_slide(
         return replace(row, why=score.reason or f"the head '{model.head.name}' has no attention")
     row = _scored_row(row, embeddings, choice, score.probabilities, attention)
     fingerprint = _fingerprint(row, file, choice, top_tiles)
-    before = drawn_before.get(row.slide_id)
-    if (
-        before is not None
-        and before.fingerprint == fingerprint
-        and all((out / name).is_file() for name in _names(row.slide_id))
-    ):
+    before, names = drawn_before.get(row.slide_id), _names(row.slide_id)
+    if before is not None and before.fingerprint == fingerprint and all((out / name).is_file() for name in names):
         return before
     with open_slide(source.path, embeddings.mpp, slide_id=source.slide_id) as slide:
         _require_same_slide(slide, embeddings, file)
         _write(slide, embeddings, attention, _title(row, choice), out, top_tiles)
-    overlay, gallery, geojson = _names(row.slide_id)
-    return replace(row, overlay=overlay, gallery=gallery, geojson=geojson, fingerprint=fingerprint)
+    return replace(row, overlay=names[0], gallery=names[1], geojson=names[2], fingerprint=fingerprint)
 
 
 def _fold_choices(folder: Path) -> dict[str, _Choice]:
@@ -173,7 +171,7 @@ def _fold_choices(folder: Path) -> dict[str, _Choice]:
     path = folder / "folds.csv"
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = _read_folds(path)
     models: dict[Path, Model] = {}
     choices: dict[str, _Choice] = {}
     for row in table[table["fold"] != ""].to_dict("records"):
@@ -184,6 +182,18 @@ def _fold_choices(folder: Path) -> dict[str, _Choice]:
         _require_unseen(fold, models[fold], str(row["patient_id"]), str(row["slide_id"]))
         choices[str(row["slide_id"])] = _Choice(fold, models[fold], OUT_OF_FOLD, by, str(row.get("label", "")))
     return choices
+
+
+def _read_folds(path: Path) -> pd.DataFrame:
+    remedy = "run pathfm crossval again, or pass --model the folder that it wrote"
+    try:
+        table = read_table(path, ("slide_id", "patient_id", "fold"), remedy)
+    except InputError as error:
+        raise ModelError(str(error)) from error
+    if not table["fold"].str.fullmatch("[0-9]{0,9}").all():
+        message = f"{path} holds something else than numbers in the column fold; {remedy}"
+        raise ModelError(message)
+    return table
 
 
 def _require_unseen(fold: Path, model: Model, patient_id: str, slide_id: str) -> None:
@@ -274,13 +284,16 @@ def _write_rows(path: Path, rows: list[HeatmapRow]) -> None:
 
 
 def _read_rows(path: Path) -> dict[str, HeatmapRow]:
-    """What heatmaps.csv says was drawn before, by slide_id."""
+    """What heatmaps.csv says was drawn before, by slide_id; nothing where it cannot be used, then all is drawn again."""
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype={"slide_id": str, "predicted": str, "label": str}, keep_default_na=False)
-    rows = table[table["fingerprint"] != ""].to_dict("records")
+    names = [field.name for field in fields(HeatmapRow)]
     numbers = {"probability": float, "top_attention": float, "n_tiles": int}
-    return {
-        str(row["slide_id"]): HeatmapRow(**{str(k): numbers.get(str(k), str)(v) for k, v in row.items()})
-        for row in rows
-    }
+    try:
+        table = read_table(path, names, "all slides are drawn again")
+        drawn = table.loc[table["fingerprint"] != "", names].to_dict("records")
+        rows = [HeatmapRow(**{str(k): numbers.get(str(k), str)(v) for k, v in row.items()}) for row in drawn]
+    except (InputError, ValueError) as error:
+        logger.warning("%s", error)
+        return {}
+    return {row.slide_id: row for row in rows}

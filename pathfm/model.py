@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pathfm.embeddings import recipe_sha256
-from pathfm.errors import ModelError, UnknownNameError
-from pathfm.files import read_json, write_atomically, write_json
+from pathfm.errors import InputError, ModelError, UnknownNameError
+from pathfm.files import write_atomically, write_json
 from pathfm.heads import Head, build_head
+from pathfm.tables import first_line, read_document
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -24,25 +24,20 @@ if TYPE_CHECKING:
 
 FORMAT = "pathfm-model"
 FORMAT_VERSION = 1
-_SCHEMA: dict[str, type | tuple[type, ...]] = {
-    "format": str,
-    "format_version": int,
+_SHAPE: dict[str, Any] = {
     "pathfm_version": str,
-    "head.name": str,
-    "head.kwargs": dict,
+    "head": {"name": str, "kwargs": dict},
     "label": str,
-    "classes": list,
+    "classes": [str],
     "dim": int,
-    "recipe": dict,
+    "recipe": {"backbone?": dict},
     "recipe_sha256": str,
     "licence": dict,
-    "training.fingerprint": str,
-    "training.epochs": int,
-    "training.patients": list,
-    "training.slides": dict,
-    "figures": (dict, type(None)),
+    "training": {"fingerprint": str, "epochs": int, "patients": [str], "slides": {"*": str}},
+    "figures": (dict, None),
     "weights_sha256": str,
 }
+_REMEDY = "train the model again, or fetch a whole copy of its folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +85,7 @@ def read_model(folder: Path) -> Model:
     Raises:
         ModelError: missing, damaged, of a newer format, or its two files do not belong together; the key is named.
     """
-    described = _read_description(folder)
+    described = read_description(folder)
     tensors = _read_weights(folder, described["weights_sha256"])
     return Model(
         head=_head(folder, described, tensors),
@@ -100,6 +95,24 @@ def read_model(folder: Path) -> Model:
         training=described["training"],
         figures=described["figures"],
     )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `model.json` says, checked like `read_model` does, without the weights.
+
+    Raises:
+        ModelError: missing, damaged, or of a newer format; the key is named.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        message = f"{folder} is not a model directory, it has no model.json; pass --model a folder that train, crossval or run wrote"
+        raise ModelError(message)
+    try:
+        described = read_document(path, FORMAT, FORMAT_VERSION, _SHAPE, _REMEDY)
+    except InputError as error:
+        raise ModelError(str(error)) from error
+    _require_sense(path, described)
+    return described
 
 
 def _description(model: Model) -> dict[str, Any]:
@@ -119,38 +132,17 @@ def _description(model: Model) -> dict[str, Any]:
     }
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / "model.json"
-    if not path.is_file():
-        message = f"{folder} is not a model directory, it has no model.json; pass --model a folder that train, crossval or run wrote"
-        raise ModelError(message)
-    try:
-        described = read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _damaged(path, f"is not JSON ({error})") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise _damaged(path, f"key 'format' is not {FORMAT!r}")
-    version = described.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        message = f"{path} has format_version {version}, this pathfm reads up to {FORMAT_VERSION}; upgrade pathfm"
-        raise ModelError(message)
-    _require_schema(path, described)
-    return described
-
-
-def _require_schema(path: Path, described: dict[str, Any]) -> None:
-    for dotted, kind in _SCHEMA.items():
-        value: Any = described
-        for key in dotted.split("."):
-            if not isinstance(value, dict) or key not in value:
-                raise _damaged(path, f"lacks the key {dotted!r}")
-            value = value[key]
-        if not isinstance(value, kind):
-            raise _damaged(path, f"key {dotted!r} holds {type(value).__name__}")
+def _require_sense(path: Path, described: dict[str, Any]) -> None:
     classes = described["classes"]
-    if len(classes) < 2 or len(set(map(str, classes))) < len(classes) or not all(isinstance(c, str) for c in classes):
+    if len(classes) < 2 or len(set(classes)) < len(classes):
         raise _damaged(path, "key 'classes' is not a list of two or more different names")
-    if described["recipe_sha256"] != recipe_sha256(described["recipe"]):
+    if described["dim"] < 1:
+        raise _damaged(path, "key 'dim' is not a width")
+    try:
+        digest = recipe_sha256(described["recipe"])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"key 'recipe' cannot be hashed ({first_line(error)})") from error
+    if described["recipe_sha256"] != digest:
         raise _damaged(path, "key 'recipe_sha256' does not match its recipe")
 
 
@@ -163,8 +155,8 @@ def _read_weights(folder: Path, wanted_sha256: str) -> dict[str, Tensor]:
         raise _damaged(path, "does not match key 'weights_sha256' of model.json")
     try:
         return load(weights)
-    except SafetensorError as error:
-        raise _damaged(path, f"is not a safetensors file ({error})") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(path, f"is not a safetensors file ({first_line(error)})") from error
 
 
 def _head(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
@@ -173,9 +165,11 @@ def _head(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -
         with torch.device("meta"):  # sizes without memory: they are only claims so far
             head = build_head(name, described["dim"], len(described["classes"]), **described["head"]["kwargs"])
     except UnknownNameError as error:
-        raise _damaged(path, f"key 'head.name': {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _damaged(path, f"key 'head.kwargs' does not fit the head {name!r} ({error})") from error
+        raise _damaged(path, f"key 'head.name': {first_line(error)}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise _damaged(
+            path, f"key 'head.kwargs' or 'dim' does not fit the head {name!r} ({first_line(error)})"
+        ) from error
     wanted = {key: (value.shape, value.dtype) for key, value in head.state_dict().items()}
     for key in sorted(wanted.keys() | tensors.keys()):
         if key not in tensors or key not in wanted or (tensors[key].shape, tensors[key].dtype) != wanted[key]:
@@ -189,4 +183,4 @@ def _head(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -
 
 
 def _damaged(path: Path, what: str) -> ModelError:
-    return ModelError(f"{path} {what}; train the model again, or fetch a whole copy of its folder")
+    return ModelError(f"{path} {what}; {_REMEDY}")

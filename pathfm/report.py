@@ -18,6 +18,7 @@ from pathfm.files import write_text
 from pathfm.metrics import by_patient, scored_slides
 from pathfm.progress import logger
 from pathfm.report_data import gather
+from pathfm.tables import first_line
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def report(
 
     Args:
         out: the file, ending in .html.
-        crossval: the folder that crossval wrote.
+        crossval: the folder that crossval wrote; of one that train or evaluate wrote, the held-out slides are shown.
         embeddings: the folder that extract wrote.
         cohort: the cohort table.
         heatmaps: the folder that heatmap wrote; at most 24 slides are shown, wrong ones first.
@@ -57,9 +58,10 @@ def report(
         The file.
 
     Raises:
-        InputError: a file is missing, or `out` does not end in .html.
+        InputError: a file is missing or broken, no slide was held out, or `out` does not end in .html.
         CohortError: a cohort table that cannot be used.
-        EmbeddingsError: embeddings that cannot be used.
+        EmbeddingsError: embeddings that cannot be used, or of another recipe than the scores.
+        ModelError: a model that cannot be used, or of another recipe than the scores.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         message = f"--out {out} is no .html file; pass --out report.html"
@@ -158,8 +160,12 @@ def _pictures(folder: Path | None, row: dict[str, Any]) -> dict[str, str]:
 
 
 def _jpeg(path: Path) -> str:
-    with Image.open(path) as image:
-        small = image.convert("RGB")
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        message = f"{path} cannot be read as a picture ({first_line(error)}); delete it and run pathfm heatmap again"
+        raise InputError(message) from error
     small.thumbnail((_PICTURE_PX, _PICTURE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True, progressive=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,17 @@ import numpy as np
 import pandas as pd
 
 from pathfm.cohort import read_cohort
-from pathfm.embeddings import find_embeddings, read_embeddings
-from pathfm.errors import InputError
-from pathfm.files import read_json
+from pathfm.embeddings import find_embeddings, read_embeddings, recipe_differences, require_recipe
+from pathfm.errors import InputError, ModelError
+from pathfm.failures import COLUMNS as FAILURE_COLUMNS
 from pathfm.heatmap import HEATMAPS_CSV
+from pathfm.metrics import is_scored
+from pathfm.model import read_description
+from pathfm.scoring import read_metrics, read_predictions, require_slide
+from pathfm.tables import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pathfm.cohort import Cohort
     from pathfm.embeddings import Embeddings
@@ -26,7 +29,10 @@ REASONS = {
     "no_label": "no label in the cohort",
     "no_tissue": "no tissue was found on it",
     "no_embeddings": "it has no embeddings, see the failures",
+    "no_split": "the cohort's column split does not place it",
 }
+_HELD_OUT = ("test", "external")
+_HEATMAP_COLUMNS = ("slide_id", "overlay", "gallery", "origin", "predicted", "label", "top_attention", "why")
 _CREDIT_COLUMNS = ("credit", "source")
 _MAX_ROWS = 500
 
@@ -68,56 +74,109 @@ def gather(
     """Reads what a report needs; embeddings files are trusted here, they were proven before a model learned from them.
 
     Raises:
-        InputError: a file that the report cannot do without is missing.
-        EmbeddingsError: an embeddings folder or file that cannot be used.
+        InputError: a file is missing, broken, of another format, or holds no held-out slides.
+        EmbeddingsError: an embeddings folder or file that cannot be used, or of another recipe than the scores.
+        ModelError: a model directory that cannot be used, or of another recipe than the scores.
         CohortError: a cohort table that cannot be used.
     """
-    metrics = read_json(_require(crossval / "metrics.json", "--crossval a folder that pathfm crossval wrote"))
-    predictions = read_predictions(_require(crossval / "predictions.csv", "--crossval a folder that crossval wrote"))
+    remedy = "pass --crossval a folder that pathfm crossval wrote, or run it again"
+    metrics = read_metrics(crossval / "metrics.json", remedy)
+    predictions = _held_out(crossval, read_predictions(crossval / "predictions.csv", metrics["classes"], remedy))
+    _require_together(crossval, metrics, predictions)
     table = read_cohort(cohort)
-    files = {slide_id: read_embeddings(path, "shape") for slide_id, path in find_embeddings(embeddings).items()}
-    mine = {slide_id: one for slide_id, one in files.items() if slide_id in set(table.table["slide_id"])}
-    some = next(iter(mine.values()), None)
-    rows = _slide_rows(table, predictions, mine, metrics)
-    failed = failures or _first_file(embeddings / "failures.csv", embeddings.parent / "failures.csv")
+    final = read_description(model) if model else None
+    mine = _embeddings(embeddings, set(table.table["slide_id"]))
+    recipe = _require_same_recipe(crossval, model, final, mine)
+    rows = _slide_rows(table, predictions, {name: one for name, (_, one) in mine.items()}, metrics)
+    failed = _failures(embeddings, failures)
     return ReportData(
         metrics=metrics,
         predictions=predictions,
-        cohort=_cohort_facts(table, mine, metrics),
+        cohort=_cohort_facts(table, [one for _, one in mine.values()], metrics),
         slides=rows[:_MAX_ROWS],
         n_rows_hidden=max(0, len(rows) - _MAX_ROWS),
         heatmaps=_heatmap_rows(heatmaps) if heatmaps else [],
         heatmap_folder=heatmaps,
         unusable=_unusable(metrics, failed),
-        recipe=some.recipe if some else {},
-        versions=some.versions if some else {},
-        model=read_json(_require(model / "model.json", "--model a model directory")) if model else None,
+        recipe=recipe,
+        versions=next((one.versions for _, one in mine.values()), {}),
+        model=final,
     )
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """A predictions table: ids, labels and folds as text ("" where empty), probabilities as numbers (NaN where empty)."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for column in table.columns:
-        if column.startswith("prob_"):
-            table[column] = pd.to_numeric(table[column], errors="coerce")
-    return table
-
-
-def _require(path: Path, remedy: str) -> Path:
-    if not path.is_file():
-        message = f"{path} does not exist; pass {remedy}"
+def _held_out(folder: Path, predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of slides that their model had not seen; those of `train` also hold what it learned from."""
+    if "split" not in predictions:
+        return predictions
+    rows = predictions[predictions["split"].isin(_HELD_OUT)]
+    if rows.empty:
+        message = (
+            f"{folder / 'predictions.csv'} has no held-out rows (split test or external), and scores of slides that a model"
+            " has seen say nothing; run pathfm crossval, or pathfm evaluate, and pass --crossval its folder"
+        )
         raise InputError(message)
-    return path
+    return rows.reset_index(drop=True)
+
+
+def _require_together(folder: Path, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> None:
+    """Refuses figures and scores of different runs, as after one of the two files was replaced."""
+    classes = metrics["classes"]
+    labels = predictions["label"][is_scored(predictions, classes)] if len(classes) > 1 else predictions["label"]
+    counts = {name: int((labels == name).sum()) for name in classes}
+    blocks = [metrics[unit] for unit in ("slide", "patient") if metrics[unit]]
+    if (
+        len(classes) < 2
+        or metrics["n_slides"] != len(labels)
+        or (metrics["slide"] and metrics["slide"]["n_by_class"] != counts)
+        or any(set(block["n_by_class"]) != set(classes) for block in blocks)
+    ):
+        message = (
+            f"{folder}: metrics.json and predictions.csv do not belong together ({metrics['n_slides']} slides of"
+            f" {len(classes)} classes there, {len(labels)} scored here); run the command that wrote them again"
+        )
+        raise InputError(message)
+
+
+def _embeddings(folder: Path, wanted: set[str]) -> dict[str, tuple[Path, Embeddings]]:
+    found = {name: (path, read_embeddings(path, "shape")) for name, path in find_embeddings(folder).items()}
+    mine = {name: pair for name, pair in found.items() if name in wanted}
+    for name, (path, one) in mine.items():
+        require_slide(path, one, name)
+    return mine
+
+
+def _require_same_recipe(
+    crossval: Path, model: Path | None, final: dict[str, Any] | None, files: Mapping[str, tuple[Path, Embeddings]]
+) -> dict[str, Any]:
+    """The one recipe of the scores, the embeddings and the final model; {} where there are no embeddings."""
+    scored_by = _first_file(crossval / "folds" / "0" / "model.json", crossval / "model.json")
+    wanted = read_description(scored_by.parent)["recipe"] if scored_by else final["recipe"] if final else None
+    for path, one in files.values():
+        wanted = one.recipe if wanted is None else wanted
+        require_recipe(path, one.recipe, wanted)
+    differing = recipe_differences(final["recipe"], wanted) if final and wanted is not None else []
+    if differing:
+        message = (
+            f"{model} was trained on another recipe than {crossval}: {differing[0]}; pass --model the one of this study"
+        )
+        raise ModelError(message)
+    return wanted or {}
+
+
+def _failures(embeddings: Path, given: Path | None) -> pd.DataFrame | None:
+    """The failures that were given, else those that lie beside the embeddings, else None."""
+    path = given or _first_file(embeddings / "failures.csv", embeddings.parent / "failures.csv")
+    remedy = "pass --failures the failures.csv that pathfm extract wrote, or run it again"
+    return read_table(path, FAILURE_COLUMNS, remedy) if path else None
 
 
 def _first_file(*paths: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _cohort_facts(cohort: Cohort, files: Mapping[str, Embeddings], metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _cohort_facts(cohort: Cohort, files: Sequence[Embeddings], metrics: Mapping[str, Any]) -> dict[str, Any]:
     table = cohort.table.assign(label=cohort.labels(metrics["label"]).to_numpy())
-    tiles = np.array([len(one.coords) for one in files.values()] or [0])
+    tiles = np.array([len(one.coords) for one in files] or [0])
     return {
         "name": cohort.source.name,
         "n_slides": len(table),
@@ -125,10 +184,10 @@ def _cohort_facts(cohort: Cohort, files: Mapping[str, Embeddings], metrics: Mapp
         "n_sites": table.loc[table["site"] != "", "site"].nunique(),
         "classes": _by_class(table, metrics["classes"]),
         "sites": _by_site(table, metrics["classes"]),
-        "scales": _by_scale(files.values()),
+        "scales": _by_scale(files),
         "n_tiles": int(tiles.sum()),
         "tiles": {"least": int(tiles.min()), "median": float(np.median(tiles)), "most": int(tiles.max())},
-        "n_failed_tiles": sum(len(one.failed) for one in files.values()),
+        "n_failed_tiles": sum(len(one.failed) for one in files),
         "credits": _credits(table),
     }
 
@@ -177,7 +236,10 @@ def _slide_rows(
     scored = {str(row["slide_id"]): row for row in predictions.to_dict("records")}
     labels = cohort.labels(metrics["label"])
     rows = []
-    for slide in cohort.table.to_dict("records"):
+    listed = cohort.table
+    if "split" in predictions:  # what a model learned from is no result
+        listed = listed[listed["slide_id"].isin(scored)]
+    for slide in listed.to_dict("records"):
         slide_id = str(slide["slide_id"])
         score, file = scored.get(slide_id, {}), files.get(slide_id)
         predicted = str(score.get("predicted", ""))
@@ -202,8 +264,8 @@ def _slide_rows(
 
 def _heatmap_rows(folder: Path) -> list[dict[str, Any]]:
     """Rows of heatmaps.csv with their verdict, wrong ones first, then those without a label, as drawn otherwise."""
-    path = _require(folder / HEATMAPS_CSV, "--heatmaps a folder that pathfm heatmap wrote")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    remedy = "pass --heatmaps a folder that pathfm heatmap wrote, or run it again"
+    table = read_table(folder / HEATMAPS_CSV, _HEATMAP_COLUMNS, remedy)
     order = {"wrong": 0, "": 1, "right": 2}
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
     for row in rows:
@@ -211,17 +273,14 @@ def _heatmap_rows(folder: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: order[row["mark"]])
 
 
-def _unusable(metrics: Mapping[str, Any], failures: Path | None) -> list[dict[str, str]]:
+def _unusable(metrics: Mapping[str, Any], failures: pd.DataFrame | None) -> list[dict[str, str]]:
     """Failed slides with the line that says what now, then the others that took no part. Folders are not shown: they name people."""
     rows = []
-    if failures is not None and failures.is_file():
-        with failures.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                name = Path(row["path"]).name
-                told = row["message"].replace(row["path"], name)
-                rows.append({"slide_id": row["slide_id"], "kind": "failed", "reason": row["reason"], "message": told})
+    for row in [] if failures is None else failures.to_dict("records"):
+        told = row["message"].replace(row["path"], Path(row["path"]).name)
+        rows.append({"slide_id": row["slide_id"], "kind": "failed", "reason": row["reason"], "message": told})
     failed = {row["slide_id"] for row in rows}
-    for left in metrics.get("left_out", []):
+    for left in metrics["left_out"]:
         if left["slide_id"] not in failed:
             message = REASONS.get(left["reason"], "")
             rows.append(

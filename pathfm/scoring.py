@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 
 from pathfm.embeddings import Embeddings, read_embeddings, require_recipe
-from pathfm.errors import EmbeddingsDamagedError
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, InputError
 from pathfm.files import write_text
 from pathfm.heads import pack
 from pathfm.labelled import NO_EMBEDDINGS, NO_TISSUE, LeftOut
 from pathfm.metrics import cohort_figures, is_scored
 from pathfm.progress import progress
+from pathfm.tables import read_document, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +26,28 @@ if TYPE_CHECKING:
     from pathfm.model import Model
 
 _FIGURES = ("auroc", "balanced_accuracy", "f1")
+_FORMAT, _FORMAT_VERSION = "pathfm-metrics", 1
+_NUMBER = (float, None)
+_FIGURE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
+_BLOCK = dict.fromkeys(_FIGURES, _FIGURE) | {"n": int, "n_by_class": {"*": int}}
+_TESTED = {"available": True, "auroc": _FIGURE, "difference": _FIGURE, "confounded": bool, "why": str}
+_FOLD = dict.fromkeys(("fold", "n_train_patients", "n_stop_patients", "n_scored_patients", "epochs"), int)
+_SHAPE = {
+    "label": str,
+    "classes": [str],
+    "protocol": str,
+    "n_slides": int,
+    "n_patients": int,
+    "left_out": [{"slide_id": str, "reason": str}],
+    "slide": (_BLOCK, None),
+    "patient": (_BLOCK, None),
+    "interval": (str, None),
+    "controls": {"*": (_TESTED, {"available": False, "why": str})},
+    "confounded": {"verdict": str, "controls": [str]},
+    "folds": [_FOLD | {"stopped_early": bool}],
+    "warnings": [str],
+    "lesion?": ({"attention_auroc": (_FIGURE, float, None)}, None),
+}
 
 
 class SlideScore(NamedTuple):
@@ -79,13 +102,14 @@ def score_table(model: Model, slides: pd.DataFrame, place: Literal["fold", "spli
         score predicted is "", the probabilities are NaN and reason is "no_tissue" or "no_embeddings".
 
     Raises:
-        EmbeddingsError: a file that is damaged or of another recipe.
+        EmbeddingsError: a file that is damaged, of another recipe, or of another slide than its row.
     """
     rows = []
     for slide in progress(slides.to_dict("records"), "score"):
         score, n_tiles = SlideScore(None, None, NO_EMBEDDINGS), 0
         if slide["path"]:
             embeddings = read_embeddings(slide["path"])
+            require_slide(slide["path"], embeddings, slide["slide_id"])
             require_recipe(slide["path"], embeddings.recipe, model.recipe)
             score, n_tiles = score_slide(model, embeddings), len(embeddings.features)
         known = {name: slide[name] for name in ("slide_id", "patient_id", place, "label")}
@@ -93,9 +117,45 @@ def score_table(model: Model, slides: pd.DataFrame, place: Literal["fold", "spli
     return pd.DataFrame(rows)
 
 
+def require_slide(path: Path, embeddings: Embeddings, slide_id: str) -> None:
+    """Refuses embeddings of another slide than the one they are taken for, as after a file was renamed.
+
+    Raises:
+        EmbeddingsStaleError: the message names both.
+    """
+    if embeddings.slide_id != slide_id:
+        message = f"{path} holds slide {embeddings.slide_id}, not {slide_id}; give the file its slide's name, or extract again"
+        raise EmbeddingsStaleError(path, message)
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes a table as CSV, atomically; NaN is an empty cell, floats read back exactly."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def read_predictions(path: Path, classes: Sequence[str], remedy: str) -> pd.DataFrame:
+    """A predictions table: ids, labels and folds as text ("" where empty), probabilities as numbers (NaN where empty).
+
+    Raises:
+        InputError: missing, broken, of other columns, or a probability that is none; the message ends in the remedy.
+    """
+    names = [f"prob_{name}" for name in classes]
+    table = read_table(path, ("slide_id", "patient_id", "label", "predicted", "reason", *names), remedy)
+    for name in names:
+        text, table[name] = table[name], pd.to_numeric(table[name], errors="coerce").astype(float)
+        if ((text != "") & ~table[name].between(0, 1)).any():
+            message = f"{path} holds something else than probabilities in the column {name}; {remedy}"
+            raise InputError(message)
+    return table
+
+
+def read_metrics(path: Path, remedy: str) -> dict[str, Any]:
+    """metrics.json as `metrics_document` made it.
+
+    Raises:
+        InputError: missing, broken, or no metrics.json; the key is named and the message ends in the remedy.
+    """
+    return read_document(path, _FORMAT, _FORMAT_VERSION, _SHAPE, remedy)
 
 
 def metrics_document(
@@ -126,8 +186,8 @@ def metrics_document(
     if len(scored):
         figures = cohort_figures(predictions, classes)
     return {
-        "format": "pathfm-metrics",
-        "format_version": 1,
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
         "label": label,
         "classes": list(classes),
         "protocol": protocol,

@@ -100,3 +100,16 @@ def test_a_cohort_of_one_class_has_no_auroc_and_says_why(embeddings_cohort: Make
     metrics = evaluate(model, other.table, other.embeddings, model.parent / "out").metrics
     assert metrics["patient"]["auroc"]["value"] is None
     assert metrics["warnings"]
+
+
+def test_slides_that_had_no_digest_in_training_are_known_by_their_name(embeddings_cohort: Make, tmp_path: Path) -> None:
+    cohort = embeddings_cohort(patients=8, name="development")
+    write_embeddings(cohort.file("p05-0"), replace(planted_embeddings("p05-0", 1), slide_sha256=""))
+    train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=QUICK)
+    other = embeddings_cohort(patients=12, name="other", prefix="q")
+    frame = other.frame()
+    frame.loc[0, "slide_id"] = "p05-0"
+    other.rewrite(frame)
+    write_embeddings(other.file("p05-0"), planted_embeddings("p05-0", 1))
+    with pytest.raises(LeakageError, match="share slides p05-0"):
+        evaluate(tmp_path / "model", other.table, other.embeddings, tmp_path / "out")

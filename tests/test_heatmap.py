@@ -128,7 +128,8 @@ def test_unreadable_slide_ends_the_run_with_an_error_after_the_others_are_drawn(
     with pytest.raises(SlidesFailedError, match="1 of 2"):
         heatmap(copy.crossval, [copy.only("a", "b")], copy.embeddings, copy.root / "out")
     table = pd.read_csv(copy.root / "out" / "heatmaps.csv", keep_default_na=False).set_index("slide_id")
-    assert table.loc["a", "why"]
+    assert "0.png" in table.loc["a", "why"]
+    assert str(copy.root) not in table.loc["a", "why"]  # folders name people
     assert (copy.root / "out" / "b.png").exists()
 
 
@@ -145,6 +146,50 @@ def test_slide_of_another_size_than_the_embeddings_is_refused(copy: Study) -> No
     Image.new("RGB", (500, 300), "white").save(copy.root / "slides" / "0.png")
     with pytest.raises(EmbeddingsStaleError, match="384 x 256"):
         heatmap(copy.crossval, [copy.cohort], copy.embeddings, copy.root / "out")
+
+
+def test_embeddings_file_that_was_renamed_to_another_slide_is_refused(copy: Study) -> None:
+    shutil.copy(copy.file("b"), copy.file("a"))
+    with pytest.raises(EmbeddingsStaleError, match=r"a\.h5 holds slide b, not a"):
+        heatmap(copy.crossval, [copy.only("a", "b")], copy.embeddings, copy.root / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"slide_id,fold\na,0\n", "lacks the column patient_id"),
+        (b"slide_id,patient_id,fold\na,p0,../0\n", "than numbers in the column fold"),
+        (b"slide_id,patient_id,fold\na,p0\n", "has 2 cells in row 2"),
+        (b"\xff\xfe", "cannot be read as a table"),
+    ],
+)
+def test_folds_that_cannot_be_used_are_a_model_error_of_one_line(copy: Study, content: bytes, message: str) -> None:
+    (copy.crossval / "folds.csv").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"folds\.csv.*{message}.*pathfm crossval again") as caught:
+        heatmap(copy.crossval, [copy.cohort], copy.embeddings, copy.root / "out")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["empty", "columns", "number", "bytes"])
+def test_old_list_that_cannot_be_used_counts_as_nothing_drawn(copy: Study, damage: str) -> None:
+    out, slides = copy.root / "out", [copy.only("a", "b")]
+    first = heatmap(copy.crossval, slides, copy.embeddings, out)
+    path = out / "heatmaps.csv"
+    whole = path.read_text()
+    row = whole.splitlines()[1]
+    content = {
+        "empty": b"",
+        "columns": b"slide_id,why\na,\n",
+        "number": whole.replace(row, row.replace(",24,", ",many,")).encode(),
+        "bytes": b"\xff\xfe\x00",
+    }[damage]
+    assert content != whole.encode()
+    path.write_bytes(content)
+    (out / "a.png").write_bytes(b"old")
+    assert heatmap(copy.crossval, slides, copy.embeddings, out).equals(first)
+    assert (out / "a.png").read_bytes() != b"old"
+    assert path.read_text() == whole
 
 
 def test_gallery_of_no_tiles_is_refused(study: Study, tmp_path: Path) -> None:

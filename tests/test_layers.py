@@ -16,6 +16,7 @@ HOUSE: dict[int, dict[str, str]] = {
         "files": "hinge",
         "progress": "hinge",
         "failures": "hinge",
+        "tables": "hinge",
         "figures": "hinge",
         "settings": "learning",
         "metrics": "learning",

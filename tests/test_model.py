@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+TRAINING: dict[str, Any] = {"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}}
+
+
 def _model(head: str = "gated-abmil", n_classes: int = 2) -> Model:
     torch.manual_seed(0)
     built = build_head(head, 8, n_classes, hidden=16, attention=8)
@@ -28,7 +31,7 @@ def _model(head: str = "gated-abmil", n_classes: int = 2) -> Model:
         label="cancer",
         classes=[str(i) for i in range(n_classes)],
         recipe=RECIPE,
-        training={"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}},
+        training=TRAINING,
         figures={"patient": {"auroc": None}},
     )
 
@@ -90,10 +93,18 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
         ({"dim": "8"}, "key 'dim' holds str"),
         ({"dim": 9}, "does not fit the head"),
         ({"dim": 10**12}, "does not fit the head"),
-        ({"dim": -1}, "key 'head.kwargs' does not fit"),
+        ({"dim": 10**30}, "key 'head.kwargs' or 'dim' does not fit the head"),
+        ({"dim": -1}, "key 'dim' is not a width"),
+        ({"dim": 0}, "key 'dim' is not a width"),
+        ({"dim": True}, "key 'dim' holds bool"),
+        ({"recipe": {"x": float("nan")}}, "is not JSON"),
+        ({"recipe": {"backbone": "colour"}}, "key 'recipe.backbone' holds str"),
+        ({"training": TRAINING | {"patients": [["p1"]]}}, "key 'training.patients.0' holds list"),
+        ({"training": TRAINING | {"slides": {"s1": 1}}}, "key 'training.slides.s1' holds int"),
+        ({"training": TRAINING | {"slides": ["s1"]}}, "key 'training.slides' holds list"),
         ({"classes": ["0"]}, "key 'classes'"),
         ({"classes": ["0", "0"]}, "key 'classes'"),
-        ({"classes": ["0", 1]}, "key 'classes'"),
+        ({"classes": ["0", 1]}, "key 'classes.1' holds int"),
         ({"classes": ["0", "1", "2"]}, "does not fit the head"),
         ({"head": {"name": "abmill", "kwargs": {}}}, "key 'head.name'.*gated-abmil"),
         ({"head": {"name": "mean", "kwargs": {"hidden": 16}}}, "does not fit the head"),
@@ -106,8 +117,19 @@ def test_a_description_that_does_not_hold_is_an_error_that_names_the_key(
     folder: Path, change: dict[str, Any], message: str
 ) -> None:
     _edit(folder, **change)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as caught:
         read_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["[" * 100_000, '{"a":' * 950 + "1" + "}" * 950, '{"a": 1e999}', "9" * 5000])
+def test_a_recipe_that_no_digest_can_be_taken_of_is_refused_in_one_line(folder: Path, recipe: str) -> None:
+    path = folder / "model.json"
+    described = json.loads(path.read_text()) | {"recipe": "HERE"}
+    path.write_text(json.dumps(described).replace('"HERE"', recipe))
+    with pytest.raises(ModelError, match=r"model\.json") as caught:
+        read_model(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_of_another_model_are_seen(folder: Path, tmp_path: Path) -> None:

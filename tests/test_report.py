@@ -4,15 +4,21 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
-from drawn import Study, make_study
+from drawn import RECIPE, SETTINGS, Study, embeddings_of, make_study
 
-from pathfm.errors import InputError
+from pathfm.embeddings import write_embeddings
+from pathfm.errors import EmbeddingsStaleError, InputError, ModelError
 from pathfm.heatmap import heatmap
+from pathfm.model import read_model, write_model
 from pathfm.report import interval, number, report
+from pathfm.report_data import gather
+from pathfm.train import train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,6 +147,109 @@ def test_folder_without_heatmaps_and_an_out_that_is_no_html_are_refused(study: S
         report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, heatmaps=tmp_path)
     with pytest.raises(InputError, match=r"--out report\.html"):
         report(tmp_path / "report", study.crossval, study.embeddings, study.cohort)
+
+
+def test_list_of_failures_that_was_given_and_is_not_there_is_named(study: Study, tmp_path: Path) -> None:
+    absent = tmp_path / "failures.csv"
+    with pytest.raises(InputError, match=r"failures\.csv does not exist; pass --failures"):
+        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, failures=absent)
+    with pytest.raises(InputError, match=r"heatmaps\.csv does not exist; pass --heatmaps"):
+        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, heatmaps=tmp_path / "absent")
+
+
+BROKEN = [b"", b"[]", b"{", b"\xff\xfe", b"a,b\n1,2\n", b"a,b\n1\n", b'{"format": "zip"}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.csv", "failures.csv", "heatmaps/heatmaps.csv"])
+def test_file_that_is_broken_empty_or_of_another_format_is_one_line(
+    study: Study, tmp_path: Path, name: str, content: bytes
+) -> None:
+    for file in ("metrics.json", "predictions.csv"):
+        shutil.copy(study.crossval / file, tmp_path / file)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    failures = tmp_path / name if name == "failures.csv" else None
+    heatmaps = tmp_path / "heatmaps" if name.startswith("heatmaps") else None
+    with pytest.raises(InputError, match=rf"{name} .*; pass --(crossval|failures|heatmaps)") as caught:
+        report(tmp_path / "r.html", tmp_path, study.embeddings, study.cohort, heatmaps, failures)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "reads up to 1; upgrade pathfm"),
+        ({"patient": {"auroc": 1}}, "key 'patient.auroc' holds int"),
+        ({"classes": "01"}, "key 'classes' holds str"),
+        ({"controls": {"site": {"available": True, "why": "so"}}}, "lacks the key 'controls.site.auroc'"),
+        ({"folds": [{"fold": 0}]}, "lacks the key 'folds.0.n_train_patients'"),
+        ({"left_out": [{"slide_id": "a"}]}, "lacks the key 'left_out.0.reason'"),
+        ({"warnings": None}, "key 'warnings' holds NoneType"),
+        ({"interval": float("nan")}, "is not JSON"),
+        ({"n_slides": 3}, "do not belong together"),
+        ({"classes": []}, "do not belong together"),
+    ],
+)
+def test_metrics_that_do_not_hold_what_they_should_name_the_key(
+    study: Study, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    metrics = json.loads((study.crossval / "metrics.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | change))
+    shutil.copy(study.crossval / "predictions.csv", tmp_path)
+    with pytest.raises(InputError, match=message):
+        report(tmp_path / "r.html", tmp_path, study.embeddings, study.cohort)
+
+
+def test_picture_that_is_broken_is_named(study: Study, tmp_path: Path) -> None:
+    shutil.copytree(study.root / "heatmaps", tmp_path / "heatmaps")
+    (tmp_path / "heatmaps" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(InputError, match=r"b\.png cannot be read as a picture.*pathfm heatmap again"):
+        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, tmp_path / "heatmaps")
+
+
+def test_model_that_is_broken_is_a_model_error(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"model\.json lacks the key 'format'"):
+        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, model=tmp_path)
+
+
+def test_embeddings_of_another_recipe_than_the_scores_are_refused(study: Study, tmp_path: Path) -> None:
+    other = replace(embeddings_of("a", 0), recipe=RECIPE | {"reader": 2})
+    write_embeddings(tmp_path / "planted-other" / "a.h5", other)
+    with pytest.raises(EmbeddingsStaleError, match=r"a\.h5 was made with another recipe: reader is 2, wanted absent"):
+        report(tmp_path / "r.html", study.crossval, tmp_path / "planted-other", study.cohort)
+
+
+def test_final_model_of_another_recipe_than_the_scores_is_refused(study: Study, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", replace(read_model(study.model), recipe=RECIPE | {"reader": 2}))
+    with pytest.raises(ModelError, match=r"another recipe than .*reader is 2.*pass --model"):
+        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, model=tmp_path / "model")
+
+
+def test_report_on_a_trained_model_shows_its_held_out_slides_alone(study: Study, tmp_path: Path) -> None:
+    table = pd.read_csv(study.cohort, dtype=str, keep_default_na=False)
+    split = ["train", "train", "train", "train", "val", "val", "test", "test", ""]
+    table["path"] = ""
+    table.assign(split=split).to_csv(tmp_path / "cohort.csv", index=False)
+    train(tmp_path / "cohort.csv", study.embeddings, "cancer", tmp_path / "model", training=SETTINGS)
+    assert len(pd.read_csv(tmp_path / "model" / "predictions.csv")) == 8
+    out = report(
+        tmp_path / "r.html", tmp_path / "model", study.embeddings, tmp_path / "cohort.csv", model=tmp_path / "model"
+    )
+    html = out.read_text()
+    slides = html.split("<h3>Slides</h3>")[1].split("<h2>")[0]
+    assert re.findall(r'<tr><td class="id">([^<]*)</td>', slides) == ["g", "h"]
+    data = gather(tmp_path / "model", study.embeddings, tmp_path / "cohort.csv", None, None, None)
+    assert data.predictions["slide_id"].tolist() == ["g", "h"]  # what the plots are drawn from
+    assert "held-out test rows of the cohort's split on 2 slides of 2 patients" in text_of(html)
+    assert "those of the cross-validation" not in text_of(html)
+
+
+def test_trained_model_without_held_out_slides_has_nothing_to_report(study: Study, tmp_path: Path) -> None:
+    train(study.cohort, study.embeddings, "cancer", tmp_path / "model", training=SETTINGS)
+    with pytest.raises(InputError, match=r"no held-out rows.*run pathfm crossval, or pathfm evaluate"):
+        report(tmp_path / "r.html", tmp_path / "model", study.embeddings, study.cohort)
 
 
 def test_figures_are_written_with_their_interval_and_a_true_minus() -> None:

@@ -9,14 +9,18 @@ import pytest
 import torch
 from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
 
-from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError
+from pathfm.embeddings import write_embeddings
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, InputError
 from pathfm.heads import build_head
 from pathfm.model import Model
-from pathfm.scoring import metrics_document, no_controls, score_slide, score_table, write_table
+from pathfm.scoring import metrics_document, no_controls, read_predictions, score_slide, score_table, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+HEADER = b"slide_id,patient_id,label,predicted,reason,prob_0,prob_1\n"
 
 
 def _model(head: str = "gated-abmil", n_classes: int = 2) -> Model:
@@ -85,6 +89,45 @@ def test_the_table_keeps_the_order_and_leaves_scores_empty_where_there_are_none(
     assert line == "p01-0,p01,1,0,,,,0,no_embeddings"
     back = pd.read_csv(tmp_path / "predictions.csv")
     assert back["prob_1"][0] == table["prob_1"][0]
+
+
+def test_a_file_that_holds_another_slide_than_its_row_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "renamed.h5"
+    write_embeddings(path, planted_embeddings("s", 1))
+    rows = pd.DataFrame([{"slide_id": "renamed", "patient_id": "p", "label": "", "split": "new", "path": path}])
+    with pytest.raises(EmbeddingsStaleError, match=r"renamed\.h5 holds slide s, not renamed"):
+        score_table(_model(), rows, "split")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"slide_id,label\na,0\n", "lacks the column patient_id, predicted, reason, prob_0, prob_1"),
+        (HEADER + b"a,p,0,0,,0.5\n", "has 6 cells in row 2, its header 7"),
+        (HEADER + b"a,p,0,0,,0.5,high\n", "something else than probabilities in the column prob_1"),
+        (HEADER + b"a,p,0,0,,0.5,nan\n", "something else than probabilities in the column prob_1"),
+        (HEADER + b"\xff,p,0,0,,0.5,0.5\n", "cannot be read as a table"),
+        (HEADER + b'a,p,0,0,,0.5,"0.5\n', "cannot be read as a table"),
+        (HEADER.replace(b"label", b"label,label"), "names a column twice"),
+    ],
+)
+def test_predictions_that_are_broken_are_named_with_the_remedy(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"predictions\.csv.*{message}.*; run it again") as caught:
+        read_predictions(path, ["0", "1"], "run it again")
+    assert "\n" not in str(caught.value)
+
+
+def test_predictions_read_back_as_they_were_written(tmp_path: Path) -> None:
+    probabilities = np.array([1 / 3, np.nan, 1e-9])
+    text = {"slide_id": ["a,b", 'c"d', "NA"], "patient_id": ["1", "2.0", "x"], "label": ["0", "", "1"]}
+    text |= {"predicted": ["0", "", "1"], "reason": ["", "no_tissue", ""]}
+    write_table(tmp_path / "predictions.csv", pd.DataFrame(text).assign(prob_1=probabilities))
+    back = read_predictions(tmp_path / "predictions.csv", ["1"], "")
+    assert {name: back[name].tolist() for name in text} == text
+    np.testing.assert_array_equal(back["prob_1"], probabilities)
 
 
 def test_without_held_out_slides_a_document_has_no_figures() -> None:

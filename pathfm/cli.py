@@ -149,11 +149,16 @@ def _gather_lists(words: list[str], list_options: frozenset[str]) -> list[str]:
         if word in list_options:
             count = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
             values, words = words[:count], words[count:]
-            if values and not values[0].startswith("["):
-                gathered.append(json.dumps(values))
-            else:
-                gathered += values
+            gathered += values if _is_list(values) else [json.dumps(values)]
     return gathered
+
+
+def _is_list(values: list[str]) -> bool:
+    """Whether they are already in the parser's own form, and not a file whose name starts with a bracket."""
+    try:
+        return not values or isinstance(json.loads(" ".join(values)), list)
+    except ValueError:
+        return False
 
 
 def _one_line(text: str, known: list[str], command: str) -> str:

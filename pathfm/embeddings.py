@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import h5py
 import numpy as np
 
-from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, SeveralRecipesError
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsError, EmbeddingsStaleError, SeveralRecipesError
 from pathfm.files import canonical_json, sha256_text, write_atomically
+from pathfm.guarded import damaged, guarded_attribute, guarded_dataset, prove_bytes, sealed
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 FORMAT = "pathfm-embeddings"
 FORMAT_VERSION = 1
-_MAX_ATTRIBUTE_BYTES = 1 << 20
 # What a damaged or hostile HDF5 file makes h5py raise.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
@@ -86,7 +86,8 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     Raises:
         DiskFullError: no space; nothing is left behind.
     """
-    write_atomically(path, _file_image(embeddings))
+    image = _file_image(embeddings)
+    write_atomically(path, sealed(image))
 
 
 def read_embeddings(path: Path, check: Literal["shape", "digests"] = "digests") -> Embeddings:
@@ -107,8 +108,11 @@ def read_embeddings(path: Path, check: Literal["shape", "digests"] = "digests") 
         return _read_guarded(path)[0]
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        message = f"{path} may not be read ({error.strerror}); check its permissions"
+        raise EmbeddingsError(path, message) from error
     except _HDF5_ERRORS as error:
-        raise _damaged(path, f"cannot be read as an embeddings file ({error})") from error
+        raise damaged(path, f"cannot be read as an embeddings file ({error})") from error
 
 
 def find_embeddings(folder: Path) -> dict[str, Path]:
@@ -237,14 +241,13 @@ def _trident_coord_attributes(e: Embeddings) -> dict[str, Any]:
 def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
     size = path.stat().st_size
     with h5py.File(path, "r") as file:
-        attributes = {name: _attribute(file, name) for name in file.attrs}
+        attributes = {name: guarded_attribute(file, name) for name in file.attrs}
         _require_ours(path, attributes)
-        data = {name: _guarded_dataset(path, file, name, size) for name in ("features", "coords", "failed")}
+        data = {name: guarded_dataset(path, file, name, size) for name in ("features", "coords", "failed")}
     n = len(data["features"])
     if data["coords"].shape != (n, 2) or data["failed"].shape != (attributes["n_failed"], 2):
-        raise _damaged(path, "features, coords and failed do not fit each other")
-    if recipe_sha256(json.loads(attributes["recipe"])) != attributes["recipe_sha256"]:
-        raise _damaged(path, "recipe_sha256 does not match its recipe")
+        raise damaged(path, "features, coords and failed do not fit each other")
+    _require_sane(path, attributes, data["coords"])
     embeddings = Embeddings(
         slide_id=str(attributes["slide_id"]),
         slide_sha256=str(attributes["slide_sha256"]),
@@ -263,58 +266,46 @@ def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
     return embeddings, attributes
 
 
-def _attribute(file: h5py.File, name: str) -> Any:
-    identifier = file.attrs.get_id(name)
-    if identifier.get_storage_size() > _MAX_ATTRIBUTE_BYTES:
-        message = f"attribute {name!r} is larger than {_MAX_ATTRIBUTE_BYTES} bytes"
-        raise ValueError(message)
-    return file.attrs[name]
+def _require_sane(path: Path, attributes: dict[str, Any], coords: NDArray[np.int32]) -> None:
+    """Refuses metadata that no slide and no recipe of ours has."""
+    recipe = json.loads(attributes["recipe"])
+    if not isinstance(recipe, dict) or recipe_sha256(recipe) != attributes["recipe_sha256"]:
+        raise damaged(path, "recipe_sha256 does not match its recipe")
+    parts = [recipe.get("backbone"), recipe.get("tiles"), json.loads(attributes["versions"])]
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(recipe["backbone"].get("name"), str):
+        raise damaged(path, "has a recipe without backbone and tiles")
+    size = (int(attributes["slide_width_px0"]), int(attributes["slide_height_px0"]))
+    if np.shape(attributes["mean_rgb"]) != (3,) or min(size) <= 0 or not 0 < float(attributes["mpp"]) < np.inf:
+        raise damaged(path, "states a mean_rgb, a size or an mpp that cannot be")
+    if len(coords) and (coords.min() < 0 or (coords >= size).any()):
+        raise damaged(path, "has tiles outside of its slide")
 
 
 def _require_ours(path: Path, attributes: dict[str, Any]) -> None:
     if attributes.get("format") != FORMAT:
-        raise _damaged(path, f"is not a pathfm embeddings file (attribute 'format' is not {FORMAT!r})")
-    if int(attributes["format_version"]) > FORMAT_VERSION:
+        raise damaged(path, f"is not a pathfm embeddings file (attribute 'format' is not {FORMAT!r})")
+    if not 1 <= int(attributes["format_version"]) <= FORMAT_VERSION:
         raise EmbeddingsDamagedError(
             path,
             f"{path} has format version {attributes['format_version']}, this pathfm reads up to {FORMAT_VERSION}; upgrade pathfm",
         )
     if not attributes.get("complete", False):
-        raise _damaged(path, "is not complete")
-
-
-_DTYPES = {"features": "<f2", "coords": "<i4", "failed": "<i4"}
-
-
-def _guarded_dataset(path: Path, file: h5py.File, name: str, file_bytes: int) -> NDArray[Any]:
-    """Maps a dataset where it lies, after refusing whatever could read or allocate something else."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise _damaged(path, f"{name!r} is missing or is a link out of the file")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.external is not None or dataset.is_virtual:
-        raise _damaged(path, f"{name!r} is external or virtual")
-    if dataset.chunks is not None or dataset.id.get_create_plist().get_nfilters():
-        raise _damaged(path, f"{name!r} is chunked or filtered, an embeddings file is contiguous")
-    if dataset.dtype != np.dtype(_DTYPES[name]) or dataset.ndim != 2:
-        raise _damaged(path, f"{name!r} has type {dataset.dtype} and {dataset.ndim} dimensions")
-    if dataset.nbytes == 0:  # a dataset without rows has no offset
-        return np.empty(dataset.shape, dtype=dataset.dtype)
-    offset = dataset.id.get_offset()
-    if offset is None or offset + dataset.nbytes > file_bytes:
-        raise _damaged(path, f"{name!r} claims {dataset.nbytes} bytes that the file does not hold")
-    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+        raise damaged(path, "is not complete")
 
 
 @functools.lru_cache(maxsize=65536)
 def _prove(path: Path, _mtime_ns: int, _size: int, _inode: int) -> None:
     """Hashes a file once per state, which is the key it is remembered by. Errors are not remembered."""
+    prove_bytes(path)
     embeddings, stated = _read_guarded(path)
     for name, data in (("features", embeddings.features), ("coords", embeddings.coords)):
         if _sha256(data) != stated[f"{name}_sha256"]:
-            raise _damaged(path, f"{name} do not match their digest")
+            raise damaged(path, f"{name} do not match their digest")
+    if not np.isfinite(embeddings.features).all():
+        raise damaged(path, "holds features that are not finite")
     covered = {key: value for key, value in stated.items() if key not in ("metadata_sha256", "complete")}
     if _metadata_sha256(covered, embeddings.failed) != stated["metadata_sha256"]:
-        raise _damaged(path, "its attributes do not match their digest")
+        raise damaged(path, "its attributes do not match their digest")
 
 
 def _metadata_sha256(attributes: dict[str, Any], failed: NDArray[Any]) -> str:
@@ -331,7 +322,3 @@ def _metadata_sha256(attributes: dict[str, Any], failed: NDArray[Any]) -> str:
 
 def _sha256(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data if array.size else b"").hexdigest()
-
-
-def _damaged(path: Path, what: str) -> EmbeddingsDamagedError:
-    return EmbeddingsDamagedError(path, f"{path} {what}; delete it and run pathfm extract again")

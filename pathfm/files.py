@@ -25,7 +25,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         DiskFullError: there is no space; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f".{sha256_text(path.name)[:16]}.{os.getpid()}.tmp"
+    )  # short: the name may fill its limit
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from pathfm.embeddings import (
     find_embeddings,
     read_embeddings,
     recipe_differences,
+    recipe_sha256,
     require_one_recipe,
     write_embeddings,
 )
 from pathfm.errors import DiskFullError, EmbeddingsDamagedError, EmbeddingsStaleError, PathfmError, SeveralRecipesError
+from pathfm.guarded import sealed
 from pathfm.verify import verify
 
 RECIPE: dict[str, Any] = {
@@ -41,10 +44,16 @@ def embeddings(n: int = 7, slide_id: str = "a", recipe: dict[str, Any] = RECIPE,
         recipe=recipe,
         versions={"torch": "2"},
         features=rng.normal(size=(n, 5)).astype(np.float16),
-        coords=rng.integers(0, 3000, size=(n, 2)).astype(np.int32),
+        coords=rng.integers(0, 2900, size=(n, 2)).astype(np.int32),
         failed=np.array([[1, 2]], dtype=np.int32),
         mean_rgb=np.full(3, 200 if n else np.nan, dtype=np.float32),
     )
+
+
+def reseal(path: Path) -> None:
+    """What somebody does who forges a file and knows the format."""
+    data = path.read_bytes()
+    path.write_bytes(sealed(data[:-79] if data[-79:].startswith(b"\npathfm-sha256:") else data))
 
 
 def same(a: Embeddings, b: Embeddings) -> bool:
@@ -156,8 +165,55 @@ def test_features_that_lie_elsewhere_or_claim_too_much_are_refused(tmp_path: Pat
     with h5py.File(path, "a") as file:
         del file["features"]
         forge(file, secret)
+    for check in ("shape", "digests"):
+        reseal(path)
+        with pytest.raises(EmbeddingsDamagedError, match=r"a\.h5"):
+            read_embeddings(path, check=check)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("recipe", "[1]"),
+        ("recipe", "{}"),
+        ("versions", "[]"),
+        ("mpp", np.nan),
+        ("slide_width_px0", -5),
+        ("mean_rgb", np.zeros(7)),
+        ("format_version", 0),
+        ("n_failed", 3),
+        ("features_sha256", "00"),
+    ],
+)
+def test_metadata_that_cannot_be_is_refused_even_behind_a_right_digest(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "a.h5"
+    write_embeddings(path, embeddings())
+    with h5py.File(path, "a") as file:
+        file.attrs[name] = value
+        if name == "recipe":
+            file.attrs["recipe_sha256"] = recipe_sha256(json.loads(value))
+    reseal(path)
     with pytest.raises(EmbeddingsDamagedError, match=r"a\.h5"):
-        read_embeddings(path, check="shape")
+        read_embeddings(path)
+
+
+def test_what_other_tools_read_is_covered_by_the_proof(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_embeddings(path, embeddings())
+    with h5py.File(path, "a") as file:
+        file["coords"].attrs["patch_size_level0"] = 9999
+    with pytest.raises(EmbeddingsDamagedError, match="last bytes"):
+        read_embeddings(path)
+
+
+def test_embeddings_that_are_not_finite_or_lie_off_the_slide_are_refused(tmp_path: Path) -> None:
+    whole = embeddings()
+    features, coords = whole.features.copy(), whole.coords.copy()
+    features[3, 1], coords[2] = np.nan, (3999, 3000)
+    for name, wrong in (("features", features), ("coords", coords)):
+        write_embeddings(tmp_path / "a.h5", dataclasses.replace(whole, **{name: wrong}))
+        with pytest.raises(EmbeddingsDamagedError):
+            read_embeddings(tmp_path / "a.h5")
 
 
 def test_rubbish_and_foreign_hdf5_are_named_errors(tmp_path: Path) -> None:
@@ -179,6 +235,7 @@ def test_a_file_of_a_later_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "a.h5", embeddings())
     with h5py.File(tmp_path / "a.h5", "a") as file:
         file.attrs["format_version"] = 99
+    reseal(tmp_path / "a.h5")
     with pytest.raises(EmbeddingsDamagedError, match="upgrade pathfm"):
         read_embeddings(tmp_path / "a.h5")
 
@@ -190,7 +247,7 @@ def test_a_file_changed_after_it_was_proven_is_proven_again(tmp_path: Path) -> N
     data = bytearray(path.read_bytes())
     data[data.index(features.tobytes())] ^= 1
     path.write_bytes(data)
-    with pytest.raises(EmbeddingsDamagedError, match="features do not match"):
+    with pytest.raises(EmbeddingsDamagedError, match="does not match the digest"):
         read_embeddings(path)
 
 

@@ -14,6 +14,7 @@ HOUSE: dict[int, dict[str, str]] = {
     0: {"errors": "hinge", "version": "hinge"},
     1: {
         "files": "hinge",
+        "guarded": "hinge",
         "progress": "hinge",
         "failures": "hinge",
         "tables": "hinge",

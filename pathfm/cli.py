@@ -116,7 +116,7 @@ def _parse(parser: ArgumentParser, command: str, options: list[str]) -> Any:
 
     known = sorted({name for action in parser._actions for name in action.option_strings if name.startswith("--")})
     try:
-        return parser.parse_args(_gather_lists(_underscored(options), _list_options(parser)))
+        return parser.parse_args(_gather_lists(_mpp_for_mag(_underscored(options)), _list_options(parser)))
     except ArgumentError as error:
         config = re.search(r"--config[= ](\S+)", " ".join(options))
         where = f"{config[1]}: " if config and "config" in str(error) else ""
@@ -129,6 +129,19 @@ def _parse(parser: ArgumentParser, command: str, options: list[str]) -> Any:
 def _underscored(options: list[str]) -> list[str]:
     """`--mpp-override 0.25` is what people type; the names are Python's."""
     return [re.sub(r"^--[\w.-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in options]
+
+
+def _mpp_for_mag(options: list[str]) -> list[str]:
+    """`--mag 20` is sugar for `--tiles.mpp 0.5`: by convention a 10x objective is 1 micron per pixel."""
+    words = [part for word in options for part in (word.split("=", 1) if word.startswith("--mag=") else [word])]
+    for at, word in enumerate(words[:-1]):
+        if word == "--mag":
+            try:
+                words[at : at + 2] = ["--tiles.mpp", f"{10 / float(words[at + 1]):g}"]
+            except (ValueError, ZeroDivisionError) as error:
+                message = f"--mag is {words[at + 1]!r}; give a magnification such as 20 or 20.0, or --tiles.mpp 0.5"
+                raise InputError(message) from error
+    return words
 
 
 def _list_options(parser: ArgumentParser) -> frozenset[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,39 @@ def test_the_module_runs_like_the_command() -> None:
     result = subprocess.run([sys.executable, "-m", "pathfm", "nonsense"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
+
+
+def test_a_file_whose_name_starts_with_a_bracket_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "[1] a.svs").touch()
+    words = ["tile", "--slides", str(tmp_path / "[1] a.svs"), "--out", str(tmp_path / "out")]
+    assert "1 of 1 slides failed" in error_of(capsys, *words)
+
+
+def test_a_disk_that_is_full_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "out/logs/metrics.csv")
+
+    monkeypatch.setattr("pathfm.verify.find_embeddings", full)
+    assert "no space left to write out/logs/metrics.csv" in error_of(capsys, "verify", "--embeddings", "x")
+
+
+def test_ctrl_c_ends_with_130_and_says_that_the_command_can_be_repeated(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathfm.verify.find_embeddings", interrupted)
+    assert main(["verify", "--embeddings", "x"]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--mag", "20"], ["--mag=20"]])
+def test_mag_is_sugar_for_an_mpp(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "a.svs").touch()
+    main(["tile", "--slides", str(tmp_path / "a.svs"), "--out", str(tmp_path / "out"), *words])
+    assert "mpp: 0.5" in (tmp_path / "out" / "pathfm-tile.yaml").read_text()
+
+
+def test_a_mag_that_is_no_number_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--mag is 'high'" in error_of(capsys, "tile", "--slides", "x", "--out", "o", "--mag", "high")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -17,17 +19,26 @@ import torch
 
 from pathfm.backbones import LoadedBackbone, Precision, load_backbone
 from pathfm.embeddings import Embeddings, read_embeddings, recipe_differences, write_embeddings
-from pathfm.errors import BackboneError, EmbeddingsDamagedError, SlideError, SlideUnreadableError
+from pathfm.errors import (
+    BackboneError,
+    EmbeddingsDamagedError,
+    EmbeddingsError,
+    MppError,
+    SlideError,
+    SlideUnreadableError,
+)
 from pathfm.outlines import tissue_of
 from pathfm.progress import logger, progress
 from pathfm.slide import Slide, slide_sha256
-from pathfm.tiles import read_tiles, tile_slide
+from pathfm.tiles import read_tiles, require_scan_fine_enough, tile_slide
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pathfm.errors import Reason
     from pathfm.sources import SlideSource
     from pathfm.tiles import TileBatch, Tiles, TileSpec
     from pathfm.tissue import TissueSpec
@@ -35,6 +46,7 @@ if TYPE_CHECKING:
 MAX_FAILED_SHARE = 0.005
 """A slide of which more than this share of the tiles cannot be read is refused."""
 
+_WITHDRAWING = ("tissue outline", "too many failed tiles")  # as is every refusal of a scale
 _LONG_BATCHES = 64  # a slide of so many batches shows its own progress
 
 
@@ -115,8 +127,8 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path) -> Extracte
     """
     started_s = time.monotonic()
     backbone = _backbone_of(work)
-    with source.open() as slide:
-        digest = _digest(source)
+    with _reading(source) as slide:
+        digest = slide_sha256(source.path)
         mask = tissue_of(slide, work.tissue, work.outlines)
         tiles = tile_slide(slide, mask, work.tiles)
         features, failed, mean_rgb = _embed(slide, tiles, backbone, work)
@@ -151,7 +163,7 @@ def why_stale(source: SlideSource, work: ExtractWork, path: Path) -> str | None:
     """Why a file is not what this work would write for this slide; None when it is, and is proven whole.
 
     Raises:
-        SlideError: the slide cannot be opened.
+        SlideError: the slide cannot be read, or is too coarse for the tiles.
     """
     try:
         found = read_embeddings(path)
@@ -166,16 +178,17 @@ def why_stale(source: SlideSource, work: ExtractWork, path: Path) -> str | None:
     return "; ".join(differences) or None
 
 
-def set_aside_if_changed(source: SlideSource, path: Path) -> None:
-    """Renames the file of a slide that has changed since and now cannot be used, so that nobody trains on it."""
-    try:
-        changed = path.exists() and read_embeddings(path).slide_sha256 != slide_sha256(source.path)
-    except (OSError, EmbeddingsDamagedError):
-        return  # the slide cannot be read now, which does not say that it has changed; damaged files are refused anyway
-    if changed:
+def set_aside_if_withdrawn(source: SlideSource, path: Path, error: SlideError) -> None:
+    """Renames the file of a slide that now cannot be used, so that nobody trains on it.
+
+    Only where the slide has changed since, or its scale, its outline or its tiles are what is refused: a slide that
+    just cannot be read may be back tomorrow, and keeps its file.
+    """
+    withdrawn = isinstance(error, MppError) or error.reason in _WITHDRAWING
+    if path.exists() and (withdrawn or _has_changed(source, path)):
         path.replace(path.with_name(f"{path.name}.stale"))
         logger.warning(
-            "%s: its embeddings are of an older file and were renamed to %s.stale", source.slide_id, path.name
+            "%s: its older embeddings no longer hold and were renamed to %s.stale", source.slide_id, path.name
         )
 
 
@@ -187,16 +200,24 @@ def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackb
 
 def _facts(source: SlideSource, work: ExtractWork) -> dict[str, Any]:
     """What decides an embedding beside the recipe, as it is now."""
-    with source.open() as slide:
+    with _reading(source) as slide:
+        require_scan_fine_enough(slide, work.tiles)  # the recipe does not say whether upsampling was allowed
         facts = {
             "slide_id": source.slide_id,
-            "slide_sha256": _digest(source),
+            "slide_sha256": slide_sha256(source.path),
             "mpp": slide.mpp,
             "mpp_source": slide.mpp_source,
         }
         if work.outlines is not None:
             facts["tissue_sha256"] = tissue_of(slide, work.tissue, work.outlines).sha256
     return facts
+
+
+def _has_changed(source: SlideSource, path: Path) -> bool:
+    try:
+        return read_embeddings(path).slide_sha256 != slide_sha256(source.path)
+    except (OSError, EmbeddingsError):
+        return False  # what cannot be read now need not have changed; damaged embeddings are refused anyway
 
 
 @functools.lru_cache(maxsize=1)
@@ -214,12 +235,19 @@ def _backbone_of(work: ExtractWork) -> LoadedBackbone:
     return backbone
 
 
-def _digest(source: SlideSource) -> str:
+@contextmanager
+def _reading(source: SlideSource) -> Iterator[Slide]:
+    """The open slide; what the system refuses while it is read is a failure of this slide, not of the run."""
     try:
-        return slide_sha256(source.path)
+        with source.open() as slide:
+            yield slide
     except OSError as error:
-        message = f"{source.path} cannot be read to its end ({error.strerror}); check the file and its disk"
-        raise SlideUnreadableError(source.path, "unreadable", message) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason: Reason = "permission" if isinstance(error, PermissionError) else "unreadable"
+        what = error.filename or source.path
+        message = f"{what} cannot be read to its end ({error.strerror or error}); check the file, its permissions and its disk"
+        raise SlideUnreadableError(source.path, reason, message) from error
 
 
 def _embed(

@@ -8,7 +8,7 @@ from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import TYPE_CHECKING, Any
 
 from pathfm.backbones import Precision, find_backbone, require_tiles
-from pathfm.embed import ExtractWork, extract_slide, loaded_backbone, set_aside_if_changed, why_stale
+from pathfm.embed import ExtractWork, extract_slide, loaded_backbone, set_aside_if_withdrawn, why_stale
 from pathfm.embeddings import embeddings_folder_name, recipe_differences
 from pathfm.errors import EmbeddingsStaleError, InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
@@ -130,7 +130,7 @@ def extract_like(
 
     Raises:
         EmbeddingsStaleError: the weights here, or this version of pathfm, give another recipe; the keys are named.
-        InputError: slides that cannot be used.
+        InputError: slides that cannot be used, or a recipe that pathfm never wrote.
         BackboneError: the backbone cannot be loaded.
     """
     settings = settings_of(recipe)
@@ -208,7 +208,7 @@ def extract_slides(sources: Sequence[SlideSource], work: ExtractWork, out: Path)
         except SlideError as error:
             logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
             failed.append(Failure.of(source.slide_id, error))
-            set_aside_if_changed(source, folder / f"{source.slide_id}.h5")
+            set_aside_if_withdrawn(source, folder / f"{source.slide_id}.h5", error)
         else:
             (done if embedded else skipped).append(source.slide_id)
         write_failures(out / FAILURES, failed)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
+from pathfm.backbones import Precision
+from pathfm.errors import InputError
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
-
-if TYPE_CHECKING:
-    from pathfm.backbones import Precision
 
 RECIPE_FORMAT = 1
 READER = {"pixels": 1, "tissue": 1, "grid": 1}
@@ -59,9 +58,28 @@ def recipe_for(identity: dict[str, Any], tiles: TileSpec, tissue: TissueSpec, *,
 
 
 def settings_of(recipe: dict[str, Any]) -> RecipeSettings:
-    """The settings that a recipe was made from, to make more embeddings like it."""
+    """The settings that a recipe was made from, to make more embeddings like it.
+
+    Raises:
+        InputError: it is no recipe that pathfm wrote, such as one that was edited.
+    """
+    try:
+        return _settings(recipe)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        said = " ".join(str(error).split())[:200]
+        message = (
+            f"the recipe is none that pathfm wrote ({type(error).__name__}: {said});"
+            " copy the model or the embeddings again from where they were made"
+        )
+        raise InputError(message) from error
+
+
+def _settings(recipe: dict[str, Any]) -> RecipeSettings:
     backbone, tissue = recipe["backbone"], dict(recipe["tissue"])
     method = tissue.pop("method")
+    if not isinstance(backbone["name"], str) or backbone["precision"] not in get_args(Precision):
+        message = f"no backbone has the name {backbone['name']!r} and the precision {backbone['precision']!r}"
+        raise ValueError(message)
     return RecipeSettings(
         backbone=backbone["name"],
         precision=backbone["precision"],

@@ -355,6 +355,32 @@ def test_a_configuration_of_another_library_is_refused(tiny_folder: Path) -> Non
         load_backbone(f"local-dir:{tiny_folder}", "cpu")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"architecture": 5},
+        {"architecture": None},
+        {"pretrained_cfg": None},
+        {"pretrained_cfg": {"input_size": 5}},
+        {"pretrained_cfg": {"input_size": []}},
+        {"pretrained_cfg": {"input_size": [3, 160, "160"]}},
+        {"pretrained_cfg": {"mean": 1}},
+        {"pretrained_cfg": {"mean": ["a", "b", "c"]}},
+        {"pretrained_cfg": {"mean": [0.5, 0.5]}},
+        {"pretrained_cfg": {"std": [0.5, 0, 0.5]}},
+    ],
+    ids=json.dumps,
+)
+def test_a_configuration_that_says_what_no_model_has_is_refused_in_one_line(
+    odd: dict[str, Any], tiny_folder: Path
+) -> None:
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tiny_folder / "config.json").write_text(json.dumps(config | odd))
+    with pytest.raises(BackboneError, match=r"config\.json") as caught:
+        find_backbone(f"local-dir:{tiny_folder}")
+    assert "\n" not in str(caught.value)
+
+
 def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
     weights = load_file(tiny_folder / "model.safetensors")
     weights["norm.weight"] *= 1e6
@@ -502,6 +528,13 @@ def test_a_device_that_is_not_there_is_an_error_that_lists_those_that_are() -> N
     assert resolve_device("cpu").type == "cpu"
     with pytest.raises(InputError, match="--device auto, or one of cpu"):
         resolve_device("abacus")
+
+
+@pytest.mark.parametrize("device", ["cpu:x", "cpu:", "cpu:-1", "cpu:0:1", "cpu:99999999999999"])
+def test_a_device_whose_number_is_none_is_refused(device: str) -> None:
+    assert resolve_device("cpu:0").type == "cpu"
+    with pytest.raises(InputError, match=f"no device '{device}' .*--device cpu"):
+        resolve_device(device)
 
 
 def save_tiny(folder: Path, model: nn.Module) -> Path:

@@ -15,27 +15,31 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pyramids import spoil_tile, write_pyramid
 
 from pathfm.backbones import load_backbone
+from pathfm.embed import set_aside_if_withdrawn
 from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings, write_embeddings
 from pathfm.errors import (
     BackboneError,
     DiskFullError,
     EmbeddingsStaleError,
     InputError,
+    SlideError,
     SlidesFailedError,
     TileSpecMismatchError,
 )
 from pathfm.extract import extract, extract_like, extract_slide, extract_slides, plan_extraction
 from pathfm.files import write_json
 from pathfm.recipe import recipe_for, settings_of
-from pathfm.slide import open_slide
+from pathfm.slide import open_slide, slide_sha256
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pathfm.extract import ExtractResult
@@ -45,8 +49,12 @@ SPEC = TileSpec(size_px=64, mpp=1.0)
 
 
 @pytest.fixture(autouse=True)
-def _log_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("pathfm"), "level", logging.INFO)
+def _log_everything() -> Iterator[None]:
+    logger = logging.getLogger("pathfm")
+    level = logger.level
+    logger.setLevel(logging.INFO)  # not by setting the attribute: loggers remember what they let through
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
@@ -163,6 +171,58 @@ def test_the_embeddings_of_a_slide_that_was_damaged_since_are_put_out_of_reach(s
     assert (folder / "b.h5.stale").exists()
 
 
+def test_the_embeddings_of_a_scale_that_is_withdrawn_are_put_out_of_reach(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    Image.fromarray(np.full((256, 256, 3), (205, 110, 170), np.uint8)).save(slides / "a.png")  # states no mpp
+    folder = run(slides, tmp_path / "out", mpp_override=MPP).folder
+    assert (folder / "a.h5").exists()
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out")
+    assert [path.name for path in folder.iterdir()] == ["a.h5.stale"]
+    assert failures(tmp_path / "out")[0]["reason"] == "no mpp"
+
+
+def test_the_embeddings_of_an_outline_that_is_withdrawn_are_put_out_of_reach(slides: Path, tmp_path: Path) -> None:
+    outlines = tmp_path / "outlines"
+    outlines.mkdir()
+    write_outline(outlines / "a.geojson", 256, 768)
+    folder = run(slides, tmp_path / "out", outlines=outlines).folder
+    (outlines / "a.geojson").write_text("no outline")
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out", outlines=outlines)
+    assert sorted(find_embeddings(folder)) == ["b", "c"]
+    assert (folder / "a.h5.stale").exists()
+
+
+def test_the_embeddings_of_a_slide_with_too_many_unreadable_tiles_are_put_out_of_reach(
+    slides: Path, tmp_path: Path
+) -> None:
+    source = find_slides([slides])[0]
+    error = SlideError(source.path, "too many failed tiles", "")
+    path = run(slides, tmp_path / "out").folder / "a.h5"
+    set_aside_if_withdrawn(source, path, error)
+    assert sorted(find_embeddings(path.parent)) == ["b", "c"]
+
+
+def test_a_slide_that_the_system_refuses_fails_alone_and_keeps_its_embeddings(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    folder = run(slides, out).folder
+
+    def refusing(path: Path) -> str:
+        if path.name == "b.tiff":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return slide_sha256(path)
+
+    monkeypatch.setattr("pathfm.embed.slide_sha256", refusing)  # a test that runs as root is refused nothing
+    with pytest.raises(SlidesFailedError):
+        run(slides, out)
+    assert [(row["slide_id"], row["reason"]) for row in failures(out)] == [("b", "permission")]
+    assert sorted(find_embeddings(folder)) == ["a", "b", "c"]
+
+
 def test_another_scale_of_the_same_slide_is_embedded_again(slides: Path, tmp_path: Path) -> None:
     run(slides, tmp_path / "out")
     folder = run(slides, tmp_path / "out", mpp_override=0.55).folder
@@ -211,6 +271,14 @@ def test_a_slide_too_coarse_for_the_tiles_says_so(slides: Path, tmp_path: Path) 
     assert {row["reason"] for row in failures(tmp_path / "out")} == {"upsampling"}
     allowed = run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25, allow_upsampling=True))
     assert allowed.done == ("a", "b", "c")
+
+
+def test_upsampled_embeddings_do_not_stand_in_where_upsampling_is_not_allowed(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25, allow_upsampling=True)).folder
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25))
+    assert [row["reason"] for row in failures(tmp_path / "out")] == ["upsampling"] * 3
+    assert list(folder.glob("*.h5")) == []
 
 
 def test_a_slide_without_tissue_is_a_result(slides: Path, tmp_path: Path) -> None:
@@ -388,3 +456,31 @@ def test_a_recipe_is_json_and_leads_back_to_its_settings(
     again = recipe_for(identity, settings.tiles, settings.tissue, outlines=settings.outlines)
     assert embeddings_folder_name(again) == embeddings_folder_name(recipe)
     assert (settings.backbone, settings.precision) == ("colour", "float32")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"backbone": None},
+        {"backbone": {"name": "colour"}},
+        {"backbone": {"name": 5, "precision": "float32"}},
+        {"backbone": {"name": "colour", "precision": "float99"}},
+        {"backbone": {"name": "colour", "precision": ["float32"]}},
+        {"tiles": 5},
+        {"tiles": {"size_px": "64"}},
+        {"tiles": {"size_px": 64, "shell": "x"}},
+        {"tiles": {"mpp": 10**400}},
+        {"tissue": None},
+        {"tissue": {"method": "chroma", "black": "70"}},
+        {"tissue": {}},
+    ],
+    ids=repr,
+)
+def test_a_recipe_that_was_tampered_with_is_refused_in_one_line(odd: dict[str, Any], tmp_path: Path) -> None:
+    recipe = plan_extraction("colour", SPEC, device="cpu").recipe
+    with pytest.raises(InputError) as caught:
+        extract_like(recipe | odd, [tmp_path], tmp_path / "out", device="cpu")
+    assert "none that pathfm wrote" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="KeyError"):
+        settings_of({})

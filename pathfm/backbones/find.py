@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ def find_backbone(name: str) -> Backbone:
     Raises:
         UnknownNameError: neither in the table nor a source.
         WeightsMissingError: its config.json cannot be had.
-        BackboneError: its config.json is none of timm's.
+        BackboneError: its config.json is none of timm's, or says what no model has.
     """
     source = f"hf-hub:{name}" if name.startswith("timm/") else name
     if not source.startswith(_SOURCES):
@@ -63,20 +64,43 @@ def backbones() -> pd.DataFrame:
 def _row_from_config(row: Backbone) -> Backbone:
     """Fills a row from the timm configuration at its source."""
     config = _config(row)
-    facts = {**config, **config.get("pretrained_cfg", {})}  # older files have one level
-    if "architecture" not in config:
+    inner = config.get("pretrained_cfg", {})  # older files have one level
+    if not isinstance(inner, dict):
+        raise _odd(row, "pretrained_cfg", inner, "an object")
+    facts = {**config, **inner}
+    if not isinstance(config.get("architecture"), str):
         message = f"{row.source} has a {CONFIG} without 'architecture', so it is no timm model; register a row for it"
         raise BackboneError(message)
-    mean, deviation = (tuple(facts.get(key, default)) for key, default in zip(("mean", "std"), IMAGENET, strict=True))
+    mean, deviation = (_rgb(row, facts, key, default) for key, default in zip(("mean", "std"), IMAGENET, strict=True))
     return replace(
         row,
         arch=config["architecture"],
         output="pooled",
-        resize_px=int(facts.get("input_size", (3, 224, 224))[-1]),
+        resize_px=_width(row, facts.get("input_size", [3, 224, 224])),
         interpolation="bilinear" if facts.get("interpolation") == "bilinear" else "bicubic",
-        mean_std=(cast("Rgb", mean), cast("Rgb", deviation)),
+        mean_std=(mean, deviation),
         licence=str(facts.get("license") or "unknown"),
     )
+
+
+def _rgb(row: Backbone, facts: dict[str, Any], key: str, default: Rgb) -> Rgb:
+    """Three finite numbers; those of a deviation, which divides, above 0."""
+    values = facts.get(key, list(default))
+    numbers = isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+    if not numbers or not all(abs(value) < math.inf and (key == "mean" or value > 0) for value in values):
+        raise _odd(row, key, values, "three numbers" if key == "mean" else "three numbers above 0")
+    return cast("Rgb", tuple(values))
+
+
+def _width(row: Backbone, size: object) -> int:
+    if not isinstance(size, list) or len(size) != 3 or not all(type(value) is int and value > 0 for value in size):
+        raise _odd(row, "input_size", size, "channels, height and width")
+    return cast("int", size[-1])
+
+
+def _odd(row: Backbone, key: str, value: object, wanted: str) -> BackboneError:
+    message = f"{row.source} has a {CONFIG} whose {key!r} is {json.dumps(value)[:80]} and not {wanted}; fetch it again"
+    return BackboneError(message)
 
 
 def _config(row: Backbone) -> dict[str, Any]:

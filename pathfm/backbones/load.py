@@ -127,6 +127,15 @@ def resolve_device(device: str) -> torch.device:
         here = ", ".join(name for name, is_there in present.items() if is_there)
         message = f"no device {device!r} on this machine; pass --device auto, or one of {here}"
         raise InputError(message)
+    return _numbered(device, kind)
+
+
+def _numbered(device: str, kind: str) -> torch.device:
+    """The device of "cpu", "cuda" or "cuda:1", whose number must be one of those here."""
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if device not in (kind, *(f"{kind}:{number}" for number in range(count))):
+        message = f"no device {device!r} on this machine; pass --device {kind}, or {kind}:0 to {kind}:{count - 1}"
+        raise InputError(message)
     return torch.device(device)
 
 

@@ -7,7 +7,6 @@ pixel centres gives the mask back.
 from __future__ import annotations
 
 import itertools
-import json
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import contourpy
@@ -30,17 +29,20 @@ if TYPE_CHECKING:
 _SIMPLIFY = 0.2  # of a mask pixel
 _MAX_BYTES = 1 << 28
 _DEPTHS = {"Polygon": 1, "MultiPolygon": 2}
+_CROSSINGS = 1 << 18  # of edges and pixel rows, held at once
 
 
 def tissue_of(slide: Slide, spec: TissueSpec, outlines: Path | None = None) -> TissueMask:
     """The tissue of a slide: from `<outlines>/<slide_id>.geojson` where there is such a file, found otherwise.
 
     Raises:
-        SlideError: the outline cannot be used.
+        SlideError: the outline cannot be read or used.
         TileUnreadableError: the overview cannot be decoded.
     """
     path = None if outlines is None else outlines / f"{slide.slide_id}.geojson"
-    return find_tissue(slide, spec) if path is None or not path.exists() else tissue_from_geojson(path, slide, spec)
+    return (
+        find_tissue(slide, spec) if path is None or not _exists(path, slide) else tissue_from_geojson(path, slide, spec)
+    )
 
 
 def tissue_to_geojson(mask: TissueMask, slide: Slide) -> dict[str, Any]:
@@ -79,6 +81,16 @@ def tissue_from_geojson(path: Path, slide: Slide, spec: TissueSpec) -> TissueMas
     return TissueMask(tissue & ~cut, spec.mpp, "outline")
 
 
+def _exists(path: Path, slide: Slide) -> bool:
+    try:
+        path.lstat()  # a link to nowhere is an outline that cannot be read, not the lack of one
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        _refuse(path, slide, f"cannot be looked up ({error.strerror}); check the folder passed to --outlines")
+    return True
+
+
 def _polygons(mask: NDArray[np.bool_]) -> list[shapely.Polygon]:
     """Pieces with holes, in mask pixels, row by row from the top."""
     padded = np.pad(mask, 1).astype(np.float32)
@@ -107,7 +119,7 @@ def _features(path: Path, slide: Slide) -> list[dict[str, Any]]:
         if path.stat().st_size > _MAX_BYTES:
             _refuse(path, slide, f"has over {_MAX_BYTES >> 20} MiB; simplify the outlines")
         value = read_json(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _refuse(path, slide, f"cannot be read as GeoJSON ({' '.join(str(error).split())}); export it again")
     if isinstance(value, dict):
         value = value.get("features") if value.get("type") == "FeatureCollection" else [value]
@@ -139,12 +151,19 @@ def _rings(path: Path, slide: Slide, feature: dict[str, Any]) -> Iterator[list[N
         return
     coordinates = feature["geometry"].get("coordinates")
     try:
-        for polygon in coordinates if kind == "MultiPolygon" else [coordinates]:
-            yield [_ring(ring) for ring in polygon]
-    except (TypeError, ValueError) as error:
+        for polygon in _some(coordinates) if kind == "MultiPolygon" else [coordinates]:
+            yield [_ring(ring) for ring in _some(polygon)]
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         _refuse(
             path, slide, f"has a {kind} whose coordinates are no rings of (x, y) numbers ({error}); export it again"
         )
+
+
+def _some(items: Any) -> Any:
+    if not items:
+        message = "there are none"
+        raise ValueError(message)
+    return items
 
 
 def _ring(points: Any) -> NDArray[np.float64]:
@@ -156,21 +175,48 @@ def _ring(points: Any) -> NDArray[np.float64]:
 
 
 def _fill(mask: NDArray[np.bool_], rings: list[NDArray[np.float64]]) -> None:
-    """Sets the pixels whose centres lie inside (even-odd rule, so inner rings are holes).
+    """Sets the pixels whose centres lie inside (even-odd rule, so inner rings are holes); looks only at their box.
 
     Each edge toggles, in every pixel row whose centre line it crosses, all pixels from the crossing on to the right.
     """
-    height, width = mask.shape
     start = np.concatenate(rings)
     end = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    (left, top), (right, bottom) = (
+        [int(_rows(side, count)) for side, count in zip(corner, mask.shape[::-1], strict=True)]
+        for corner in (start.min(axis=0), start.max(axis=0))
+    )
+    box = mask[top:bottom, left:right]
+    if box.size:
+        origin = np.array([left, top])
+        box |= _inside(start - origin, end - origin, *box.shape)
+
+
+def _inside(start: NDArray[np.float64], end: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+    """Whether each pixel centre of a box lies inside the edges' even-odd area; parity survives the wrap of uint8."""
+    toggles = np.zeros((height, width + 1), np.uint8)
     first, last = (_rows(pick(start[:, 1], end[:, 1]), height) for pick in (np.minimum, np.maximum))
+    crossings = np.cumsum(last - first)
+    for k in range(0, int(crossings[-1]), _CROSSINGS):
+        some = slice(*np.searchsorted(crossings, (k, k + _CROSSINGS), side="right"))
+        _toggle(toggles, start[some], end[some], first[some], last[some])
+    inside: NDArray[np.bool_] = np.cumsum(toggles, axis=1, dtype=np.uint8)[:, :width] % 2 == 1
+    return inside
+
+
+def _toggle(
+    toggles: NDArray[np.uint8],
+    start: NDArray[np.float64],
+    end: NDArray[np.float64],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+) -> None:
+    """Adds one where each edge crosses the centre lines of the rows from its `first` up to its `last`."""
     edge = np.repeat(np.arange(len(start)), last - first)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - last, last - first)
     (x0, y0), (x1, y1) = start[edge].T, end[edge].T
     crossing = x0 + (row + 0.5 - y0) * (x1 - x0) / (y1 - y0)
-    toggles = np.zeros((height, width + 1), np.int32)
-    np.add.at(toggles, (row, _rows(crossing, width)), 1)
-    mask |= np.cumsum(toggles, axis=1)[:, :width] % 2 == 1
+    columns = toggles.shape[1]
+    np.add.at(toggles.reshape(-1), row * columns + _rows(crossing, columns - 1), np.uint8(1))
 
 
 def _rows(position: NDArray[np.float64], count: int) -> NDArray[np.int64]:

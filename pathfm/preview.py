@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pathfm.errors import InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
-from pathfm.files import write_atomically, write_json, write_text
+from pathfm.files import read_json, write_atomically, write_json, write_text
 from pathfm.outlines import tissue_of, tissue_to_geojson
-from pathfm.progress import progress
+from pathfm.progress import logger, progress
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tiles import Tiles, TileSpec, tile_slide
 from pathfm.tissue import TissueMask, TissueSpec
@@ -44,7 +44,9 @@ def tile(
     """Finds the tissue of each slide, lays the grid, and draws both.
 
     Writes to `out`: `<slide_id>.png` (the slide with the tissue's contour in blue and the kept tiles in green),
-    `<slide_id>.geojson` (the tissue, for QuPath), `tiles.csv` and `failures.csv`.
+    `<slide_id>.geojson` (the tissue, for QuPath), `tiles.csv` and `failures.csv`. A GeoJSON that is already there is
+    never overwritten, for it may have been edited by hand: one that differs from the tissue of this run is kept with a
+    warning. Pass `out` as `outlines` to use it, or delete it to get the found tissue again.
 
     Args:
         slides: a folder, slide files, or a cohort table.
@@ -58,13 +60,14 @@ def tile(
         What tiles.csv holds: slide_id, mpp, mpp_source, tissue_mm2, n_tiles, note; one row a slide that could be used.
 
     Raises:
-        InputError: no slides, or no such folder of outlines.
+        InputError: no slides, no such folder of outlines, or an `out` where a picture would overwrite one of the slides.
         SlidesFailedError: at the end, when slides could not be used; the others are done.
     """
     if outlines is not None and not outlines.is_dir():
         message = f"no folder at {outlines}; pass --outlines a folder with <slide_id>.geojson files"
         raise InputError(message)
     sources = find_slides(slides, mpp_override)
+    _require_slides_apart(sources, out)
     spec = tiles.resolved(_SIZE_PX, _MPP)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
@@ -81,13 +84,22 @@ def tile(
     return table
 
 
+def _require_slides_apart(sources: list[SlideSource], out: Path) -> None:
+    """A plain image can be a slide, and in the folder of the pictures it has the name of its own picture."""
+    originals = {source.path.resolve() for source in sources}
+    for path in (out / f"{source.slide_id}{suffix}" for source in sources for suffix in (".png", ".geojson")):
+        if path.resolve() in originals:
+            message = f"{path} is one of the slides and would be overwritten; pass another folder to --out"
+            raise InputError(message)
+
+
 def _one_slide(
     source: SlideSource, out: Path, spec: TileSpec, tissue: TissueSpec, outlines: Path | None
 ) -> dict[str, Any]:
     with source.open() as slide:
         mask = tissue_of(slide, tissue, outlines)
         tiles = tile_slide(slide, mask, spec)
-        write_json(out / f"{slide.slide_id}.geojson", tissue_to_geojson(mask, slide))
+        _write_outline(out / f"{slide.slide_id}.geojson", tissue_to_geojson(mask, slide), mask, outlines)
         write_atomically(out / f"{slide.slide_id}.png", _png(_picture(slide, mask, tiles)))
         return {
             "slide_id": slide.slide_id,
@@ -97,6 +109,27 @@ def _one_slide(
             "n_tiles": len(tiles),
             "note": _note(slide, mask, tiles),
         }
+
+
+def _write_outline(path: Path, value: dict[str, Any], mask: TissueMask, outlines: Path | None) -> None:
+    if mask.source == "outline" and outlines is not None and outlines.resolve() == path.parent.resolve():
+        return
+    if not path.exists():
+        write_json(path, value)
+    elif not _holds(path, value):
+        logger.warning(
+            "%s differs from the tissue of this run and is kept; pass --outlines %s to use it, or delete it to get the"
+            " found tissue again",
+            path,
+            path.parent,
+        )
+
+
+def _holds(path: Path, value: dict[str, Any]) -> bool:
+    try:
+        return bool(read_json(path) == value)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _note(slide: Slide, mask: TissueMask, tiles: Tiles) -> str:
@@ -136,7 +169,8 @@ def _draw_grid(pixels: NDArray[np.uint8], tiles: Tiles, scale: float) -> None:
 
 
 def _draw_contours(pixels: NDArray[np.uint8], mask: TissueMask, scale: float) -> None:
-    enlarged = cv2.resize(mask.mask.astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    height, width = (max(1, round(side * scale)) for side in mask.mask.shape)
+    enlarged = cv2.resize(mask.mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(pixels, contours, -1, _CONTOUR_RGB, 2)
 

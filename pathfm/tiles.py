@@ -24,6 +24,7 @@ UPSAMPLING_TOLERANCE = 1.10
 
 _SIZE_PX = (8, 4096)
 _MPP = (0.05, 100.0)
+_MOST_POSITIONS = 20_000_000  # of a grid: ten times a large slide in overlapping tiles
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def tile_slide(slide: Slide, mask: TissueMask, spec: TileSpec) -> Tiles:
 
     Raises:
         MppError: the tiles are finer than the scan by more than 10 % and `allow_upsampling` is off.
-        InputError: the spec has no size or no mpp.
+        InputError: the spec has no size or no mpp, or a stride so small that tiles coincide or are over 20 million.
     """
     if spec.size_px is None or spec.mpp is None:
         message = (
@@ -126,6 +127,7 @@ def tile_slide(slide: Slide, mask: TissueMask, spec: TileSpec) -> Tiles:
     require_scan_fine_enough(slide, spec)
     stride_px = spec.stride_px or spec.size_px
     extent_px0, stride_px0 = spec.size_px * spec.mpp / slide.mpp, stride_px * spec.mpp / slide.mpp
+    _require_stride(slide, extent_px0, stride_px0)
     x_px0, y_px0 = (_starts(size, extent_px0, stride_px0) for size in slide.size_px0)
     y_grid, x_grid = np.meshgrid(y_px0, x_px0, indexing="ij")
     coords = np.stack([x_grid.ravel(), y_grid.ravel()], axis=1).astype(np.int32)
@@ -196,10 +198,31 @@ def _read_or_none(slide: Slide, xy: NDArray[np.int32], size_px: int, mpp: float)
 
 def _starts(length_px0: int, extent_px0: float, stride_px0: float) -> NDArray[np.int64]:
     """Rounded starts of the tiles along one axis."""
-    count = max(0, int((length_px0 - extent_px0) / stride_px0) + 2)
+    count = _count(length_px0, extent_px0, stride_px0)
     starts = np.floor(np.arange(count) * stride_px0 + 0.5).astype(np.int64)
     inside: NDArray[np.int64] = starts[starts + extent_px0 <= length_px0 + 1e-6]
     return inside
+
+
+def _count(length_px0: int, extent_px0: float, stride_px0: float) -> int:
+    """How many starts can lie inside along one axis, or one more."""
+    return max(0, int((length_px0 - extent_px0) / stride_px0) + 2)
+
+
+def _require_stride(slide: Slide, extent_px0: float, stride_px0: float) -> None:
+    if stride_px0 < 1 - 1e-9:
+        message = (
+            f"tiles of {slide.path} would be {stride_px0:.2g} pixels of the scan apart; pass a larger --tiles.stride_px"
+        )
+        raise InputError(message)
+    width, height = slide.size_px0
+    positions = _count(width, extent_px0, stride_px0) * _count(height, extent_px0, stride_px0)
+    if positions > _MOST_POSITIONS:
+        message = (
+            f"the grid over {slide.path} has {positions} positions, over {_MOST_POSITIONS};"
+            " pass a larger --tiles.stride_px"
+        )
+        raise InputError(message)
 
 
 def _require(field: str, value: float | None, low: float, high: float) -> None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from pathfm.slide import Slide
 
 _GLASS_DARKEST, _GLASS_TINT = 130, 40  # smallest channel of a pixel of glass, and largest difference of two
+_WIDEST_UM = 2000.0  # of a filter: more would join or erase whole slides, and takes hours
+_WIDEST_MEDIAN_PX = 255  # what OpenCV's counters can hold
 _STEPS = 1000  # chroma is held as 0 to 255 thousandths of optical density; what is more counts as 0.255
 
 
@@ -80,8 +82,10 @@ class TissueSpec:
             "max_chroma": (self.min_chroma, 0.25),
             "black": (0, 255),
         }
-        for field in ("pen_ratio", "smooth_um", "close_um", "open_um", "min_piece_um2", "max_hole_um2"):
+        for field in ("pen_ratio", "min_piece_um2", "max_hole_um2"):
             bounds[field] = (0.0, 1e12)
+        bounds["close_um"] = bounds["open_um"] = (0.0, _WIDEST_UM)
+        bounds["smooth_um"] = (0.0, min(_WIDEST_UM, _WIDEST_MEDIAN_PX * self.mpp))
         for field, (low, high) in bounds.items():
             value = getattr(self, field)
             if not low <= value <= high:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -129,12 +131,19 @@ def test_an_empty_collection_means_no_tissue(tmp_path: Path, slide: Slide) -> No
     [
         ("{not json", "cannot be read as GeoJSON"),
         ("[" * 100_000, "cannot be read as GeoJSON"),
+        ('{"a": ' + "9" * 5000 + "}", "cannot be read as GeoJSON"),
         ("7", "no FeatureCollection"),
         ({"type": "FeatureCollection"}, "no FeatureCollection"),
         ([{"type": "Polygon"}], "no FeatureCollection"),
         ([feature({"type": "LineString", "coordinates": [[0, 0], [9, 9]]})], "no Polygon or MultiPolygon"),
         ([feature(None)], "no Polygon or MultiPolygon"),
         ([feature({"type": "Polygon", "coordinates": None})], "no rings"),
+        ([feature({"type": "Polygon", "coordinates": []})], "no rings"),
+        ([feature({"type": "MultiPolygon", "coordinates": []})], "no rings"),
+        ([feature({"type": "MultiPolygon", "coordinates": [[]]})], "no rings"),
+        ([feature({"type": "Polygon", "coordinates": [[[0, 0], [9, 10**400], [1, 1]]]})], "no rings"),
+        ([feature({"type": "Polygon", "coordinates": [[{"x": 0}] * 3]})], "no rings"),
+        ('[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[0,0],[9,1e400],[1,1]]]}}]', "no rings"),
         ([feature({"type": "Polygon", "coordinates": [[[0, 0], [9, 9]]]})], "no rings"),
         ([feature({"type": "Polygon", "coordinates": [[[0, 0], [9, "x"], [1, 1]]]})], "no rings"),
         ('[{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[0,0],[9,NaN],[1,1]]]}}]', "no rings"),
@@ -154,3 +163,67 @@ def test_an_outline_stands_in_for_found_tissue_only_where_there_is_one(tmp_path:
     (tmp_path / "glass.geojson").write_text(json.dumps(feature(POLYGON)))
     assert tissue_of(slide, SPEC, tmp_path).source == "outline"
     assert tissue_of(slide, SPEC).source == "found"
+
+
+@pytest.mark.parametrize("kind", ["a folder that is a loop", "a folder that is a file", "a dangling link", "a folder"])
+def test_an_outline_that_cannot_be_reached_is_not_taken_for_a_missing_one(
+    tmp_path: Path, slide: Slide, kind: str
+) -> None:
+    outlines = tmp_path / "outlines"
+    if kind == "a folder that is a loop":
+        outlines.symlink_to(outlines)
+    elif kind == "a folder that is a file":
+        outlines.write_text("")
+    elif kind == "a dangling link":
+        outlines.mkdir()
+        (outlines / "glass.geojson").symlink_to(tmp_path / "nowhere")
+    else:
+        (outlines / "glass.geojson").mkdir(parents=True)
+    with pytest.raises(SlideError, match=r"glass\.geojson cannot be") as caught:
+        tissue_of(slide, SPEC, outlines)
+    assert caught.value.reason == "tissue outline"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """1500 x 1502 pixels at 4 mpp: 750 x 751 mask pixels."""
+    path = write_pyramid(tmp_path_factory.mktemp("large") / "large.tiff", np.full((1502, 1500, 3), 243, np.uint8), 4.0)
+    with open_slide(path) as opened:
+        yield opened
+
+
+def test_thousands_of_small_areas_take_no_longer_than_a_moment(tmp_path: Path, large: Slide) -> None:
+    corners = [(15 * (k % 50), 18 * (k // 50)) for k in range(2000)]
+    rings = [[square(2 * x, 2 * y, 8), square(2 * x + 2, 2 * y + 2, 4)] for x, y in corners]
+    value = [feature({"type": "Polygon", "coordinates": pair}) for pair in rings]
+    expected = np.zeros((751, 750), bool)
+    for x, y in corners:
+        expected[y : y + 4, x : x + 4] = True
+        expected[y + 1 : y + 3, x + 1 : x + 3] = False
+    started_s = time.perf_counter()
+    assert np.array_equal(read(tmp_path, large, value), expected)
+    assert time.perf_counter() - started_s < 2  # the whole mask for each took 10 s
+
+
+def test_an_outline_of_many_long_edges_is_filled_in_little_memory(tmp_path: Path, large: Slide) -> None:
+    zigzag = [[1500 * k / 20_000, 1502 * (k % 2)] for k in range(20_000)]
+    tracemalloc.start()
+    mask = read(tmp_path, large, feature({"type": "Polygon", "coordinates": [zigzag]}))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.any()
+    assert peak < 100e6
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+def test_areas_are_filled_alike_however_many_crossings_are_held(
+    tmp_path: Path, slide: Slide, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("pathfm.outlines._CROSSINGS", chunk)
+    star = np.random.default_rng(0).uniform(-200, 1800, (40, 2))
+    filled = read(tmp_path, slide, feature({"type": "Polygon", "coordinates": [star.tolist()]}))
+    y, x = np.mgrid[:75, :100] + 0.5
+    expected = np.zeros((75, 100), bool)
+    for (x0, y0), (x1, y1) in zip(star / 16, np.roll(star, -1, axis=0) / 16, strict=True):
+        expected ^= ((y0 <= y) != (y1 <= y)) & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) < x)
+    assert np.array_equal(filled, expected)

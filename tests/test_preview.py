@@ -65,6 +65,53 @@ def test_an_edited_outline_takes_the_place_of_the_tissue_found(tmp_path: Path, s
         tile([slides], tmp_path / "out", SPEC, outlines=tmp_path / "typo")
 
 
+def test_a_slide_in_the_output_folder_is_never_overwritten(tmp_path: Path) -> None:
+    slide = tmp_path / "scan.png"
+    Image.new("RGB", (300, 300), "white").save(slide)
+    before = slide.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in (tmp_path, tmp_path / "link", tmp_path / "link" / ".." / tmp_path.name):
+        with pytest.raises(InputError, match=r"scan\.png is one of the slides .* --out"):
+            tile([slide], out, SPEC, mpp_override=1.0)
+    assert slide.read_bytes() == before
+    assert not (tmp_path / "tiles.csv").exists()
+    assert len(tile([slide], tmp_path / "out", SPEC, mpp_override=1.0)) == 1
+
+
+def test_an_outline_edited_by_hand_is_never_overwritten(
+    tmp_path: Path, slides: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    tile([slides], out, SPEC)
+    tile([slides], out, SPEC)
+    assert not caplog.records
+    ring = [[0, 0], [128.25, 3], [128, 64], [0, 64], [0, 0]]
+    edited = json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}})
+    outline = out / "square.geojson"
+    outline.write_text(edited)
+    table = tile([slides], out, SPEC, outlines=out).set_index("slide_id")
+    assert table.loc["square", "note"] == "tissue by outline"
+    assert outline.read_text() == edited
+    assert not caplog.records
+    for text in (edited, "{not json"):
+        outline.write_text(text)
+        tile([slides], out, SPEC)
+        assert outline.read_text() == text
+        assert f"--outlines {out}" in caplog.records[-1].getMessage()
+    outline.unlink()
+    tile([slides], out, SPEC)
+    assert len(json.loads(outline.read_text())["features"]) == 1
+
+
+@pytest.mark.parametrize("size", [(20_000, 4), (4, 20_000), (1, 1)])
+def test_a_very_thin_slide_is_drawn_too(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (190, 110, 170)).save(tmp_path / "thin.png")
+    table = tile([tmp_path / "thin.png"], tmp_path / "out", TileSpec(64, 2.0), mpp_override=2.0)
+    assert table["note"].tolist() == ["smaller than a tile"]
+    with Image.open(tmp_path / "out" / "thin.png") as picture:
+        assert picture.width >= 420
+
+
 def test_a_slide_that_fails_is_listed_and_the_others_are_done(tmp_path: Path, slides: Path) -> None:
     (slides / "broken.svs").write_bytes(b"no slide" * 99)
     write_pyramid(slides / "coarse.tiff", np.full((100, 100, 3), 243, np.uint8), 4.0)

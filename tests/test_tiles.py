@@ -97,6 +97,19 @@ def test_tiles_finer_than_the_scan_by_over_ten_percent_are_refused(mpp: float, t
     assert len(grid((2000, 2000), mpp, TileSpec(64, tile_mpp, allow_upsampling=True)))
 
 
+def test_a_stride_below_a_pixel_of_the_scan_is_refused_for_its_tiles_would_coincide() -> None:
+    spec = TileSpec(64, 0.25, 3, allow_upsampling=True)
+    with pytest.raises(InputError, match=r"--tiles\.stride_px"):
+        grid((500, 500), 1.0, spec)
+    assert len(np.unique(grid((90, 90), 0.75, spec).coords, axis=0)) == len(grid((90, 90), 0.75, spec)) > 1000
+
+
+def test_a_grid_too_large_for_memory_is_refused_before_it_is_laid() -> None:
+    small = TissueMask(np.ones((8, 8), bool), 8.0)
+    with pytest.raises(InputError, match=r"--tiles\.stride_px"):
+        grid((2_000_000, 2_000_000), 0.5, TileSpec(224, 0.5, 1), small)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("size_px", 0), ("size_px", 100_000), ("mpp", 0.0), ("mpp", float("nan")), ("stride_px", 0), ("min_tissue", 1.5)],

@@ -221,11 +221,23 @@ def test_coverage_is_what_adding_up_pixel_overlaps_gives(
         ({"min_chroma": 0.5}, "min_chroma"),
         ({"max_chroma": 0.001}, "max_chroma"),
         ({"open_um": -1.0}, "open_um"),
+        ({"open_um": 2001.0}, "open_um"),
+        ({"close_um": 1e9}, "close_um"),
+        ({"smooth_um": 2001.0}, "smooth_um"),
+        ({"smooth_um": 500.0, "mpp": 0.5}, "smooth_um"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_flag(settings_: dict[str, float], flag: str) -> None:
     with pytest.raises(InputError, match=f"--tissue.{flag}"):
         TissueSpec(**settings_)
+
+
+def test_the_widest_filters_that_are_allowed_can_be_computed() -> None:
+    picture = canvas()
+    half = np.zeros(SIZE, bool)
+    half[:, :300] = True
+    stain(picture, half)
+    assert overlap(found(picture, TissueSpec(smooth_um=2000.0, close_um=2000.0, open_um=2000.0)), half) > 0.95
 
 
 @pytest.mark.skipif(not REAL, reason="PATHFM_TEST_SLIDES is not set")

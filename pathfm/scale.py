@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from pathfm.errors import InputError, MppError
+from pathfm.progress import logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,8 @@ _AXES = ("openslide.mpp-x", "openslide.mpp-y")
 _POWER = "openslide.objective-power"
 _AXES_TOLERANCE = 1.10
 _POWER_TOLERANCE = 1.6
-_REMEDY = "pass --mpp-override 0.25 (a 40x scan) or fill the column 'mpp' in the cohort"
+_OVERRIDE_TOLERANCE = 1.10 * (1 + 1e-6)  # 0.55 for 0.5 passes however the two were rounded
+_REMEDY = "fill the column 'mpp' in the cohort, or pass --mpp-override 0.25 (a 40x scan)"
 
 
 def require_sane_mpp(mpp: float, what: str) -> None:
@@ -42,6 +44,31 @@ def stated_mpp(properties: Mapping[str, str]) -> float | None:
 def objective_power(properties: Mapping[str, str]) -> float | None:
     """The magnification that a slide states, None where it does not; never used to read, only to doubt."""
     return positive_number(properties, _POWER)
+
+
+def settled_mpp(path: Path, properties: Mapping[str, str], override: float | None, source: MppSource) -> float:
+    """The mpp that counts: the override where there is one, else what the slide states.
+
+    A flag speaks for all slides of a run, so it may not overrule one that states a believable mpp; the cohort's column
+    speaks for one slide and may, with a warning.
+
+    Raises:
+        MppError: as `believed_mpp` without an override; the flag differs from a believable mpp by over 10 %.
+    """
+    if override is None:
+        return believed_mpp(path, properties)
+    try:
+        stated = believed_mpp(path, properties)
+    except MppError:
+        return override
+    if max(stated, override) <= _OVERRIDE_TOLERANCE * min(stated, override):
+        return override
+    if source == "cohort":
+        logger.warning("%s states %.4g mpp, the cohort says %.4g and is believed", path, stated, override)
+        return override
+    remedy = "fill the cohort's column 'mpp' for the slides that state none or a wrong one"
+    message = f"{path} states {stated:.4g} mpp, --mpp-override says {override:g}; {remedy}"
+    raise MppError(path, "contradicted mpp", message)
 
 
 def believed_mpp(path: Path, properties: Mapping[str, str]) -> float:

@@ -17,8 +17,9 @@ import openslide
 from PIL import Image
 
 from pathfm.errors import MppError, SlideUnreadableError, TileUnreadableError
-from pathfm.scale import MPP_SANE, MppSource, believed_mpp, objective_power, require_sane_mpp, stated_mpp
-from pathfm.slidefiles import openslide_refusal, require_readable, series_files, slide_sha256
+from pathfm.progress import logger
+from pathfm.scale import MPP_SANE, MppSource, objective_power, require_sane_mpp, settled_mpp, stated_mpp
+from pathfm.slidefiles import open_handle, require_readable, series_files, slide_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MPP_SANE", "MppSource", "Slide", "open_slide", "series_files", "slide_sha256"]
 
-PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-"""Images that Pillow reads where OpenSlide does not; they state no mpp."""
-
 _LEVEL_TOLERANCE = 1 + 1e-3
 _OVERVIEW_TOLERANCE = 1.25
 _BAND_PX = 1 << 24
-_PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_MOST_PX = 1 << 40
+_MOST_OVERVIEW_PX = 4 * 10**8
+_MOST_ROW_PX = 1 << 30
+_BLOCK_PX = 256
+_MOST_BLOCKS = 1000
 
 
 def open_slide(
@@ -45,22 +47,24 @@ def open_slide(
 
     Args:
         path: the slide; any file of a DICOM series stands for the series.
-        mpp_override: microns per pixel of level 0, in place of what the slide states (also absurd or contradicted).
+        mpp_override: microns per pixel of level 0 where the slide states none, or an absurd or contradicted one; a
+            believable one is overruled by the cohort alone.
         mpp_source: where the override comes from; recorded.
         slide_id: its name in the cohort; the file stem where not given.
 
     Raises:
-        SlideUnreadableError: it does not open; the reason is typed.
-        MppError: its mpp is missing, outside `MPP_SANE`, or contradicted by itself.
+        SlideUnreadableError: it does not open, or claims more than 2**40 pixels; the reason is typed.
+        MppError: its mpp is missing, outside `MPP_SANE`, or contradicted, by itself or by the override.
         InputError: the override is outside `MPP_SANE`.
     """
     if mpp_override is not None:
         require_sane_mpp(mpp_override, f"--mpp-override {mpp_override:g} for {path}")
     require_readable(path)
-    handle = _open_handle(path)
+    handle = open_handle(path)
     try:
-        mpp = believed_mpp(path, handle.properties) if mpp_override is None else mpp_override
-    except MppError:
+        _require_size(path, handle.dimensions)
+        mpp = settled_mpp(path, handle.properties, mpp_override, mpp_source)
+    except (MppError, SlideUnreadableError):
         handle.close()
         raise
     return Slide(path, slide_id or path.stem, handle, mpp, "metadata" if mpp_override is None else mpp_source)
@@ -156,17 +160,27 @@ class Slide:
         Pixel (i, j) covers level-0 x from `j * mpp / slide.mpp` to `(j + 1) * mpp / slide.mpp`. The last row and column
         may reach past the scan; what lies outside is white and not opaque. A level up to 1.25 times coarser than asked
         is used where there is one: it saves reading sixteen times as much. Read in bands, so memory stays bounded.
+        Blocks of about 256 level pixels that cannot be decoded are white and not opaque, and the log says how many.
 
         Returns:
             (rgb uint8 (h, w, 3), opaque bool (h, w)).
 
         Raises:
-            TileUnreadableError: a part of it cannot be decoded.
+            TileUnreadableError: nothing of it can be decoded, or over 1000 blocks cannot.
+            SlideUnreadableError: it would have more than 4e8 pixels, or a row of it as many level pixels as memory.
         """
         level = self._level_for(mpp, _OVERVIEW_TOLERANCE)
         scale = mpp / self.mpp / self.level_downsamples[level]
         width, height = self.overview_size(mpp)
-        bands = [self._band(level, mpp, width, rows) for rows in _bands(height, scale, width * scale)]
+        if width * height > _MOST_OVERVIEW_PX or width * scale * max(scale, 1) > _MOST_ROW_PX:
+            message = f"{self.path} has too many pixels for an overview ({width} x {height} at {mpp:g} mpp); convert it to a pyramidal TIFF"
+            raise SlideUnreadableError(self.path, "unsupported", message)
+        lost: list[TileUnreadableError] = []
+        bands = [self._band(level, mpp, width, rows, lost) for rows in _bands(height, scale, width * scale)]
+        if lost:
+            if not any(opaque.any() for _, opaque in bands):
+                raise lost[0]
+            logger.warning("%d blocks of the overview are left white, the first: %s", len(lost), lost[0])
         return np.concatenate([rgb for rgb, _ in bands]), np.concatenate([opaque for _, opaque in bands])
 
     def overview_size(self, mpp: float) -> tuple[int, int]:
@@ -175,19 +189,42 @@ class Slide:
         return width, height
 
     def _band(
-        self, level: int, mpp: float, width: int, rows: tuple[int, int]
+        self, level: int, mpp: float, width: int, rows: tuple[int, int], lost: list[TileUnreadableError]
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Rows of the overview from the level's pixels that they cover."""
         scale = mpp / self.mpp / self.level_downsamples[level]
         y_at, y_rest = self._whole_pixel(rows[0] * mpp / self.mpp, level)
         box = (0.0, y_rest, width * scale, y_rest + (rows[1] - rows[0]) * scale)
         window = (math.ceil(box[2] - 1e-6), math.ceil(box[3] - 1e-6))
-        rgb, opaque = _on_white(self._read(0, y_at, level, window))
+        rgb, opaque = _on_white(
+            self._read_blocks(0, round(y_at / self._stated_downsamples[level]), level, window, lost)
+        )
         size = (width, rows[1] - rows[0])
         if opaque.all():
             return _resample(rgb, size, Image.Resampling.BILINEAR, box), np.ones(size[::-1], bool)
         seen = _resample(opaque.astype(np.uint8) * 255, size, Image.Resampling.BILINEAR, box)
         return _resample(rgb, size, Image.Resampling.BILINEAR, box), seen > 127
+
+    def _read_blocks(
+        self, x_at: int, y_at: int, level: int, size: tuple[int, int], lost: list[TileUnreadableError]
+    ) -> NDArray[np.uint8]:
+        """RGBA pixels from a place in level pixels; halved where it cannot be decoded, until only bad blocks are blank."""
+        stated = self._stated_downsamples[level]
+        try:
+            return self._read(round(x_at * stated), round(y_at * stated), level, size)
+        except TileUnreadableError as error:
+            if max(size) <= _BLOCK_PX:
+                lost.append(error)
+                if len(lost) > _MOST_BLOCKS:
+                    raise
+                return np.zeros((size[1], size[0], 4), np.uint8)
+        if size[0] >= size[1]:
+            cut = _cut(x_at, size[0])
+            left = self._read_blocks(x_at, y_at, level, (cut, size[1]), lost)
+            return np.hstack([left, self._read_blocks(x_at + cut, y_at, level, (size[0] - cut, size[1]), lost)])
+        cut = _cut(y_at, size[1])
+        top = self._read_blocks(x_at, y_at, level, (size[0], cut), lost)
+        return np.vstack([top, self._read_blocks(x_at, y_at + cut, level, (size[0], size[1] - cut), lost)])
 
     def _level_for(self, mpp: float, tolerance: float) -> int:
         """The coarsest level that is not coarser than `mpp`, within a factor."""
@@ -224,11 +261,11 @@ class Slide:
             return np.asarray(handle.read_region((x_px0, y_px0), level, size))
         fresh = None
         try:
-            fresh = _open_handle(self.path)
+            fresh = open_handle(self.path)
             pixels = np.asarray(fresh.read_region((x_px0, y_px0), level, size))
         except (openslide.OpenSlideError, SlideUnreadableError) as error:
             if fresh is not None:
-                self._replace(handle, _open_handle(self.path))
+                self._replace(handle, open_handle(self.path))
             said = " ".join(str(error).split())
             message = (
                 f"{self.path} cannot be decoded at ({x_px0}, {y_px0}), level {level} ({said}); copy the slide again"
@@ -244,22 +281,15 @@ class Slide:
                 self._handle = fresh
 
 
-def _open_handle(path: Path) -> openslide.AbstractSlide:
-    try:
-        return openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        if path.suffix.lower() not in PLAIN_SUFFIXES:
-            raise openslide_refusal(path, error) from error
-    except openslide.OpenSlideError as error:
-        raise openslide_refusal(path, error) from error
-    try:
-        with Image.open(path) as image:
-            if image.mode not in _PLAIN_MODES:
-                message = f"{path} has pixels of the mode {image.mode}; save it as 8-bit RGB"
-                raise SlideUnreadableError(path, "unsupported", message)
-            return openslide.ImageSlide(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise openslide_refusal(path, error) from error
+def _require_size(path: Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > _MOST_PX:
+        message = f"{path} claims {size[0]} x {size[1]} pixels, more than any scan has; scan or convert it again"
+        raise SlideUnreadableError(path, "unsupported", message)
+
+
+def _cut(start: int, length: int) -> int:
+    """Where to halve a side that is longer than a block: at the block border next to its middle."""
+    return round((start + length / 2) / _BLOCK_PX) * _BLOCK_PX - start
 
 
 def _bands(height: int, scale: float, level_width: float) -> Iterator[tuple[int, int]]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import stat
 import struct
+import warnings
+import zlib
+from functools import lru_cache
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
+import openslide
+from PIL import Image
 
 from pathfm.errors import Reason, SlideUnreadableError
 from pathfm.files import sha256_file, sha256_text
@@ -14,6 +20,16 @@ from pathfm.files import sha256_file, sha256_text
 if TYPE_CHECKING:
     from pathlib import Path
 
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""Images that Pillow reads where OpenSlide does not; they state no mpp."""
+
+_PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+# What Pillow's decoders raise when a file lies about itself.
+_HOSTILE = (
+    *(OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError),
+    *(MemoryError, RuntimeError, AssertionError, struct.error, zlib.error),
+)
+_MOST_POINTER_BYTES = 1 << 28
 _TIFF_HEADS = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
 _TIFF_TYPES = {3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _STRIPS, _TILES = (273, 279), (324, 325)  # tag numbers of offsets and byte counts
@@ -50,20 +66,22 @@ def slide_sha256(path: Path) -> str:
 def dicom_series(path: Path) -> str:
     """The SeriesInstanceUID (0020,000E) of a DICOM file, "" where the file has none or is no DICOM."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_DICOM_HEAD_BYTES)
+        found = path.stat()
+        return _series_uid(path, found.st_mtime_ns, found.st_size) if stat.S_ISREG(found.st_mode) else ""
     except OSError:
         return ""
-    return _find_uid(head) if head[128:132] == b"DICM" else ""
 
 
 def require_readable(path: Path) -> None:
     """Checks what can be said without decoding.
 
     Raises:
-        SlideUnreadableError: no such file, no permission, empty, or a TIFF that ends before its own pixels do.
+        SlideUnreadableError: no such file, no regular file, no permission, empty, or a TIFF that ends before its own
+            pixels do.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise _unreadable(path, "unreadable", "is no regular file; name a slide in --slides or the cohort")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             claimed = _tiff_end(file, size)
@@ -82,7 +100,39 @@ def require_readable(path: Path) -> None:
         raise _unreadable(path, "truncated", problem)
 
 
-def openslide_refusal(path: Path, error: Exception) -> SlideUnreadableError:
+def open_handle(path: Path) -> openslide.AbstractSlide:
+    """Opens a slide by OpenSlide, or a plain image by Pillow where OpenSlide does not know it.
+
+    Raises:
+        SlideUnreadableError: neither can; the reason is typed.
+    """
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        if path.suffix.lower() not in PLAIN_SUFFIXES:
+            raise _refusal(path, error) from error
+    except openslide.OpenSlideError as error:
+        raise _refusal(path, error) from error
+    try:
+        return _open_plain(path)
+    except Image.DecompressionBombError as error:
+        problem = f"is an unsupported plain image, too large to be read whole ({error}); convert it to a pyramidal TIFF"
+        raise _unreadable(path, "unsupported", problem) from error
+    except _HOSTILE as error:
+        raise _refusal(path, error) from error
+
+
+def _open_plain(path: Path) -> openslide.ImageSlide:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            if image.mode not in _PLAIN_MODES:
+                message = f"has pixels of the mode {image.mode}; save it as 8-bit RGB"
+                raise _unreadable(path, "unsupported", message)
+            return openslide.ImageSlide(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _refusal(path: Path, error: Exception) -> SlideUnreadableError:
     """The typed error for what OpenSlide or Pillow said when it would not open a file."""
     said = " ".join(str(error).split()) or type(error).__name__
     if "truncated" in said.lower():
@@ -95,6 +145,13 @@ def openslide_refusal(path: Path, error: Exception) -> SlideUnreadableError:
 
 def _unreadable(path: Path, reason: Reason, problem: str) -> SlideUnreadableError:
     return SlideUnreadableError(path, reason, f"{path} {problem}")
+
+
+@lru_cache(maxsize=1 << 16)  # each file of a series asks for all of them
+def _series_uid(path: Path, _mtime_ns: int, _size: int) -> str:
+    with path.open("rb") as file:
+        head = file.read(_DICOM_HEAD_BYTES)
+    return _find_uid(head) if head[128:132] == b"DICM" else ""
 
 
 def _named_files(index: Path) -> list[Path]:
@@ -121,34 +178,38 @@ def _tiff_end(file: IO[bytes], size: int) -> int:
     offset = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
     while offset and offset not in seen:
         seen.add(offset)
-        directory_end, claimed, offset = _tiff_directory(file, offset, order, big)
+        directory_end, claimed, offset = _tiff_directory(file, offset, order, big, size)
         end = max(end, directory_end, claimed)
         if directory_end > size:
             break
     return end
 
 
-def _tiff_directory(file: IO[bytes], offset: int, order: str, big: bool) -> tuple[int, int, int]:
+def _tiff_directory(file: IO[bytes], offset: int, order: str, big: bool, size: int) -> tuple[int, int, int]:
     """(end of the directory, end of the pixels it points to, offset of the next directory)."""
     count_format, entry_bytes, next_format = ("Q", 20, "Q") if big else ("H", 12, "I")
-    file.seek(offset)
     count_bytes = struct.calcsize(order + count_format)
-    head = file.read(count_bytes)
-    if len(head) < count_bytes:
+    if offset + count_bytes > size:
         return offset + count_bytes, 0, 0
+    file.seek(offset)
+    head = file.read(count_bytes)
     length = struct.unpack(order + count_format, head)[0] * entry_bytes + struct.calcsize(order + next_format)
     end = offset + count_bytes + length
     body = file.read(min(length, 1 << 20))
     if len(body) < length:
         return end, 0, 0
-    tags = _tiff_pointers(file, body, order, big)
-    return end, _pixels_end(tags), struct.unpack(order + next_format, body[-struct.calcsize(order + next_format) :])[0]
+    tags, claimed = _tiff_pointers(file, body, order, big, size)
+    return (
+        end,
+        max(claimed, _pixels_end(tags)),
+        struct.unpack(order + next_format, body[-struct.calcsize(order + next_format) :])[0],
+    )
 
 
-def _tiff_pointers(file: IO[bytes], body: bytes, order: str, big: bool) -> dict[int, np.ndarray]:
-    """Values of the four tags that point to pixels."""
+def _tiff_pointers(file: IO[bytes], body: bytes, order: str, big: bool, size: int) -> tuple[dict[int, np.ndarray], int]:
+    """(values of the four tags that point to pixels, where the last of them ends); none is read from past the file."""
     entry_format, entry_bytes = (order + "HHQ", 20) if big else (order + "HHI", 12)
-    inline = 8 if big else 4
+    inline, end = 8 if big else 4, 0
     tags: dict[int, np.ndarray] = {}
     for start in range(0, len(body) - inline, entry_bytes):
         tag, kind, count = struct.unpack_from(entry_format, body, start)
@@ -157,19 +218,24 @@ def _tiff_pointers(file: IO[bytes], body: bytes, order: str, big: bool) -> dict[
         dtype = np.dtype(order + _TIFF_TYPES[kind])
         raw = body[start + entry_bytes - inline : start + entry_bytes]
         if count * dtype.itemsize > inline:
-            file.seek(struct.unpack(order + ("Q" if big else "I"), raw)[0])
+            at = struct.unpack(order + ("Q" if big else "I"), raw)[0]
+            end = max(end, at + count * dtype.itemsize)
+            if end > size or count * dtype.itemsize > _MOST_POINTER_BYTES:
+                continue
+            file.seek(at)
             raw = file.read(count * dtype.itemsize)
-        tags[tag] = np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype, -1)[:count].astype(
-            np.int64
-        )
-    return tags
+        values = np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)
+        tags[tag] = values[:count].astype(np.uint64)
+    return tags, end
 
 
 def _pixels_end(tags: dict[int, np.ndarray]) -> int:
     ends = [0]
     for offsets, counts in (_STRIPS, _TILES):
         if offsets in tags and counts in tags and tags[offsets].size == tags[counts].size > 0:
-            ends.append(int((tags[offsets] + tags[counts]).max()))
+            pixel_ends = tags[offsets] + tags[counts]
+            wrapped = bool((pixel_ends < tags[offsets]).any())
+            ends.append(1 << 64 if wrapped else int(pixel_ends.max()))
     return max(ends)
 
 

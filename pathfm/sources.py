@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathfm.cohort import read_cohort
@@ -14,8 +16,7 @@ from pathfm.slide import Slide, open_slide
 from pathfm.slidefiles import dicom_series, series_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
 SLIDE_SUFFIXES = frozenset(
     [
@@ -37,6 +38,8 @@ SLIDE_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
 """Suffixes of plain images; they state no mpp."""
 _INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
+_LONGEST_ID_BYTES = 200
+"""A file name has 255 on most disks, and suffixes are added to ids."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class SlideSource:
 def find_slides(sources: Sequence[Path], mpp_override: float | None = None) -> list[SlideSource]:
     """The slides in cohort tables, then those in folders and files as given; a folder's are sorted by path.
 
-    Folders are searched to any depth without hidden files; plain images (.png, .jpg) count there only where no slide is
+    Folders are searched to any depth, through links, without hidden files; plain images (.png, .jpg) count there only where no slide is
     found, else they are taken for thumbnails. A DICOM series is one slide. A slide given twice is one; a
     cohort's row counts before a folder's find. The cohort's `mpp` is per slide and wins over `mpp_override`. A file that a
     cohort names need not exist: it fails by itself when it is opened, and the others go on.
@@ -119,7 +122,7 @@ def _of_cohort(source: Path, mpp_override: float | None) -> list[SlideSource]:
 
 
 def _of_folder(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    files = sorted(_files_below(folder))
     slides = [path for path in files if path.suffix.lower() in SLIDE_SUFFIXES]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not slides and not images:
@@ -130,14 +133,36 @@ def _of_folder(folder: Path) -> list[Path]:
     return _one_per_slide(slides or images)
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files to any depth without hidden ones; each folder once, however many links lead to it."""
+    visited: set[tuple[int, int]] = set()
+    for here, folders, names in os.walk(folder, onerror=_warn_of, followlinks=True):
+        found = Path(here).stat()
+        if (found.st_dev, found.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((found.st_dev, found.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders.sort(key=lambda name: (Path(here) / name).is_symlink())  # a folder's own path before its links
+        yield from (path for name in names if not name.startswith(".") and _is_file(path := Path(here) / name))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        _warn_of(error)
+        return False
+
+
+def _warn_of(error: OSError) -> None:
+    logger.warning("%s cannot be searched (%s); slides in it are left out", error.filename, error.strerror)
 
 
 def _one_per_slide(files: list[Path]) -> list[Path]:
     """Leaves out what belongs to another file's slide: the rest of a DICOM series, the parts that an index names."""
     parts = {
-        part for path in files if path.suffix.lower() in _INDEX_SUFFIXES for part in series_files(path) if part != path
+        part for path in files if path.suffix.lower() in _INDEX_SUFFIXES for part in _files_of(path) if part != path
     }
     seen: set[tuple[Path, str]] = set()
     kept = []
@@ -152,7 +177,16 @@ def _one_per_slide(files: list[Path]) -> list[Path]:
 
 def _first_file(path: Path) -> Path:
     """The file that stands for a DICOM series whichever of its files is named."""
-    return series_files(path)[0] if path.suffix.lower() == ".dcm" else path
+    return _files_of(path)[0] if path.suffix.lower() == ".dcm" else path
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files of a slide; itself alone where they cannot be listed, which it will say itself when it is opened."""
+    try:
+        return series_files(path)
+    except OSError as error:
+        logger.warning("%s: its files cannot be listed (%s)", path, error.strerror)
+        return [path]
 
 
 def _without_twins(slides: Iterable[SlideSource]) -> list[SlideSource]:
@@ -167,6 +201,7 @@ def _require_ids(slides: list[SlideSource]) -> None:
     """Ids name files, so they must be file names and unique."""
     seen: dict[str, Path] = {}
     for slide in slides:
+        _require_encodable(slide)
         if slide.slide_id.startswith(".") or set(slide.slide_id) & set("/\\\0"):
             message = f"slide_id {slide.slide_id!r} of {slide.path} is no file name; use letters, digits, '-' and '_' in the cohort"
             raise InputError(message)
@@ -177,3 +212,17 @@ def _require_ids(slides: list[SlideSource]) -> None:
             )
             raise InputError(message)
         seen[slide.slide_id] = slide.path
+
+
+def _require_encodable(slide: SlideSource) -> None:
+    shown = str(slide.path).encode("utf-8", "backslashreplace").decode()
+    try:
+        length = len(slide.slide_id.encode())
+    except UnicodeEncodeError as error:
+        message = f"the name of {shown} is not UTF-8; rename the file, or give it a slide_id in a cohort table"
+        raise InputError(message) from error
+    if length > _LONGEST_ID_BYTES:
+        message = (
+            f"slide_id of {shown} has {length} bytes, over {_LONGEST_ID_BYTES}; give it a shorter one in a cohort table"
+        )
+        raise InputError(message)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -7,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyramids import spoil_tile, wave_colours, waves, write_pyramid
 
 import pathfm.slide
+import pathfm.slidefiles
 from pathfm.errors import InputError, MppError, SlideUnreadableError, TileUnreadableError
-from pathfm.slide import open_slide, series_files, slide_sha256
-from pathfm.slidefiles import dicom_series
+from pathfm.slide import open_slide
 
 REAL = os.environ.get("PATHFM_TEST_SLIDES")
 needs_real = pytest.mark.skipif(not REAL, reason="PATHFM_TEST_SLIDES is not set")
@@ -162,6 +164,52 @@ def test_bad_tiles_take_no_other_threads_tiles_along(tmp_path: Path) -> None:
             assert {i for i, is_lost in enumerate(pool.map(lost, range(64))) if is_lost} == bad
 
 
+@pytest.mark.parametrize("levels", [(), (4,)])
+def test_a_bad_tile_is_left_white_in_the_overview_and_the_rest_is_as_before(
+    tmp_path: Path, levels: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_pyramid(tmp_path / "bad.tiff", waves(1003, 801, 0.5), 0.5, levels, compression="jpeg")
+    with open_slide(path) as slide:
+        before, _ = slide.read_overview(1.0)
+    spoil_tile(path, 5 * 16 + 6)  # of 64 px, so at (384, 320), in the block from (256, 256) to (512, 512)
+    with open_slide(path) as slide, caplog.at_level(logging.WARNING):
+        rgb, opaque = slide.read_overview(1.0)
+    bad = np.zeros(opaque.shape, bool)
+    bad[126:258, 126:258] = True
+    assert "1 blocks of the overview are left white" in caplog.text
+    assert not opaque[130:250, 130:250].any()
+    assert (rgb[130:250, 130:250] == 255).all()
+    assert opaque[:400, :501][~bad[:400, :501]].all()
+    assert np.array_equal(rgb[~bad], before[~bad])
+
+
+def test_an_overview_of_bad_tiles_alone_is_an_error(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "bad.tiff", waves(512, 512, 0.5), 0.5, compression="jpeg")
+    for index in range(64):
+        spoil_tile(path, index)
+    with open_slide(path) as slide, pytest.raises(TileUnreadableError):
+        slide.read_overview(8.0)
+
+
+def test_an_overview_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+    with open_slide(write_pyramid(tmp_path / "s.tiff", waves(100, 100, 0.5))) as slide:
+        with pytest.raises(SlideUnreadableError, match="too many pixels for an overview") as caught:
+            slide.read_overview(0.001)
+        assert caught.value.reason == "unsupported"
+
+
+def test_a_slide_that_claims_more_pixels_than_any_scan_is_refused(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "vast.tiff", waves(100, 100, 0.5))
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for name, side in (("ImageWidth", 21), ("ImageLength", 21), ("TileWidth", 20), ("TileLength", 20)):
+            struct.pack_into("<HII", data, file.pages[0].tags[name].offset + 2, 4, 1, 1 << side)
+    path.write_bytes(data)
+    with pytest.raises(SlideUnreadableError) as caught:
+        open_slide(path)
+    assert caught.value.reason == "unsupported"
+
+
 def _junk(path: Path) -> None:
     path.write_bytes(b"IJrEr1vVVJCw" * 50)
 
@@ -224,12 +272,27 @@ def test_a_scale_not_to_be_believed_is_an_error_and_an_override_its_remedy(
     tmp_path: Path, mpp: float | tuple[float, float] | None, power: float | None, reason: str
 ) -> None:
     path = write_pyramid(tmp_path / "slide.tiff", waves(100, 100, 0.5), mpp, power=power)
-    with pytest.raises(MppError, match="--mpp-override") as caught:
+    with pytest.raises(MppError, match="fill the column 'mpp' in the cohort, or pass --mpp-override") as caught:
         open_slide(path)
     assert caught.value.reason == reason
     with open_slide(path, 0.5) as slide:
         assert (slide.mpp, slide.mpp_source) == (0.5, "override")
         assert slide.mpp_stated == (None if mpp is None else pytest.approx(np.mean(mpp), rel=1e-3))
+
+
+def test_a_flag_may_not_overrule_a_believable_mpp_and_the_cohort_may_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_pyramid(tmp_path / "slide.tiff", waves(100, 100, 0.5), 0.499, power=20)
+    with pytest.raises(MppError, match=r"states 0\.499 mpp, --mpp-override says 0\.25; fill the cohort's") as caught:
+        open_slide(path, 0.25)
+    assert caught.value.reason == "contradicted mpp"
+    with open_slide(path, 0.53) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.53, "override")
+    assert not caplog.text
+    with open_slide(path, 0.25, "cohort") as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.25, "cohort")
+    assert "states 0.499 mpp, the cohort says 0.25" in caplog.text
 
 
 @pytest.mark.parametrize(("mpp", "power"), [(0.2282, 40), (0.526, 20), (1.052, 10), (0.252, 40), (0.5, None)])
@@ -280,59 +343,6 @@ def test_transparent_pixels_of_an_image_are_white(tmp_path: Path) -> None:
     assert (rgb[:, :32] == 0).all()
     assert (rgb[:, 32:] == 255).all()
     assert np.array_equal(opaque, pixels[..., 3] > 0)
-
-
-def _element(group: int, element: int, vr: bytes, value: bytes) -> bytes:
-    return struct.pack("<HH2sH", group, element, vr, len(value)) + value
-
-
-def _dicom(uid: bytes) -> bytes:
-    """A head whose nested sequence names another series first."""
-    nested = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + _element(0x0020, 0x000E, b"UI", b"9.9.9\0")
-    nested += struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
-    sequence = struct.pack("<HH2sHI", 0x0008, 0x1115, b"SQ", 0, 0xFFFFFFFF) + nested
-    known = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 14) + _element(0x0020, 0x000E, b"UI", b"8.8.8\0")
-    return (
-        b"\0" * 128
-        + b"DICM"
-        + _element(0x0002, 0x0010, b"UI", b"1.2\0")
-        + sequence
-        + known
-        + _element(0x0020, 0x000E, b"UI", uid)
-    )
-
-
-def test_a_dicom_series_is_one_slide_of_many_files(tmp_path: Path) -> None:
-    for name, uid in (("a0", b"1.2.3\0"), ("a1", b"1.2.3\0"), ("b0", b"1.2.4\0")):
-        (tmp_path / f"{name}.dcm").write_bytes(_dicom(uid) + name.encode() + b"\0" * 64)
-    (tmp_path / "junk.dcm").write_bytes(b"no DICOM")
-    assert dicom_series(tmp_path / "a1.dcm") == "1.2.3"
-    assert dicom_series(tmp_path / "junk.dcm") == ""
-    assert [p.name for p in series_files(tmp_path / "a1.dcm")] == ["a0.dcm", "a1.dcm"]
-    assert slide_sha256(tmp_path / "a0.dcm") == slide_sha256(tmp_path / "a1.dcm") != slide_sha256(tmp_path / "b0.dcm")
-
-
-@pytest.mark.parametrize("length", range(0, 260, 7))
-def test_a_cut_dicom_head_is_no_series_and_no_crash(tmp_path: Path, length: int) -> None:
-    (tmp_path / "cut.dcm").write_bytes(_dicom(b"1.2.3\0")[:length])
-    assert dicom_series(tmp_path / "cut.dcm") in ("", "1.2.3", "1.2")
-
-
-def test_the_digest_is_of_all_bytes_and_of_no_name(tmp_path: Path) -> None:
-    path = write_pyramid(tmp_path / "a.tiff", waves(64, 64, 0.5))
-    before = slide_sha256(path)
-    moved = path.rename(tmp_path / "b.tiff")
-    assert slide_sha256(moved) == before
-    spoil_tile(moved, 0)
-    assert slide_sha256(moved) != before
-    index, folder = tmp_path / "m.mrxs", tmp_path / "m"
-    index.write_bytes(b"index")
-    folder.mkdir()
-    (folder / "Data0000.dat").write_bytes(b"0")
-    alone = slide_sha256(index)
-    (folder / "Data0001.dat").write_bytes(b"1")
-    assert slide_sha256(index) != alone
-    assert len(series_files(index)) == 3
 
 
 @needs_real

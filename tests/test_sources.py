@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -112,6 +113,56 @@ def test_an_absurd_mpp_of_the_cohort_is_refused_with_its_slide(folder: Path, mpp
 def test_an_id_that_would_leave_the_output_folder_is_refused(folder: Path, slide_id: str) -> None:
     with pytest.raises(InputError, match="is no file name"):
         find_slides([cohort(folder, f"{slide_id},p1,slides/a.svs,")])
+
+
+def test_a_name_that_no_output_file_can_have_is_refused_with_its_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has 204 bytes, over 200"):
+        find_slides([write_pyramid(tmp_path / ("ä" * 102 + ".tiff"), waves(70, 70, 0.5))])
+    latin = tmp_path / "latin"
+    latin.mkdir()
+    try:
+        Path(os.fsdecode(bytes(latin) + b"/gr\xfcn.svs")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this disk takes UTF-8 names alone")
+    with pytest.raises(InputError, match=r"gr\\udcfcn\.svs is not UTF-8"):
+        find_slides([latin])
+
+
+def test_linked_folders_are_searched_and_loops_end(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    write_pyramid(folder.parent / "elsewhere" / "far.tiff", waves(70, 70, 0.5))
+    (folder / "link").symlink_to(folder.parent / "elsewhere", target_is_directory=True)
+    (folder / "deep" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "adeep").symlink_to(folder / "deep", target_is_directory=True)
+    slides = find_slides([folder])
+    assert ids(slides) == ["a", "b", "c", "far"]
+    assert [s.path for s in slides[2:]] == [folder / "deep/er/c.TIF", folder / "link/far.tiff"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission_is_named_and_the_others_count(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "deep").chmod(0)
+    with caplog.at_level(logging.WARNING):
+        slides = find_slides([folder])
+    (folder / "deep").chmod(0o755)
+    assert ids(slides) == ["a", "b"]
+    assert f"{folder / 'deep'} cannot be searched" in caplog.text
+
+
+def test_an_index_that_cannot_be_read_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("scan.vms", "other.tif"):
+        (tmp_path / name).write_bytes(b"II*\0")
+
+    def refuse(*_args: object, **_kwargs: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root, who runs this in a container, may read everything
+    assert ids(find_slides([tmp_path])) == ["other", "scan"]
+    assert "scan.vms: its files cannot be listed (Permission denied)" in caplog.text
 
 
 def test_two_slides_of_one_name_are_refused_and_both_named(folder: Path) -> None:

@@ -38,6 +38,9 @@ _MOST_OVERVIEW_PX = 4 * 10**8
 _MOST_ROW_PX = 1 << 30
 _BLOCK_PX = 256
 _MOST_BLOCKS = 1000
+_MOST_FINER_PX = 1 << 12  # a block of a level eight or sixteen times finer is read; more would take too long
+
+Box = tuple[float, float, float, float]
 
 
 def open_slide(
@@ -85,6 +88,7 @@ class Slide:
             with where its size allows that, for OpenSlide divides rounded sizes and says 3.9995, half a pixel off at
             the far side.
         objective_power: as stated, None where it is not.
+        unreadable_px0: (left, top, right, bottom) of what the last `read_overview` could not decode at any level.
         vendor: OpenSlide's name of the format, "image" for a plain image.
     """
 
@@ -105,6 +109,7 @@ class Slide:
         self.level_downsamples = tuple(map(self._true_downsample, self.level_sizes, self._stated_downsamples))
         self.objective_power = objective_power(handle.properties)
         self.vendor = str(handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "image"))
+        self.unreadable_px0: tuple[Box, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -160,7 +165,8 @@ class Slide:
         Pixel (i, j) covers level-0 x from `j * mpp / slide.mpp` to `(j + 1) * mpp / slide.mpp`. The last row and column
         may reach past the scan; what lies outside is white and not opaque. A level up to 1.25 times coarser than asked
         is used where there is one: it saves reading sixteen times as much. Read in bands, so memory stays bounded.
-        Blocks of about 256 level pixels that cannot be decoded are white and not opaque, and the log says how many.
+        A block of about 256 level pixels that cannot be decoded is read from a finer level; where none can be, it is
+        white and not opaque, `unreadable_px0` names it, and the log says how many there are.
 
         Returns:
             (rgb uint8 (h, w, 3), opaque bool (h, w)).
@@ -175,12 +181,13 @@ class Slide:
         if width * height > _MOST_OVERVIEW_PX or width * scale * max(scale, 1) > _MOST_ROW_PX:
             message = f"{self.path} has too many pixels for an overview ({width} x {height} at {mpp:g} mpp); convert it to a pyramidal TIFF"
             raise SlideUnreadableError(self.path, "unsupported", message)
-        lost: list[TileUnreadableError] = []
+        lost: list[tuple[Box, TileUnreadableError]] = []
         bands = [self._band(level, mpp, width, rows, lost) for rows in _bands(height, scale, width * scale)]
         if lost:
             if not any(opaque.any() for _, opaque in bands):
-                raise lost[0]
-            logger.warning("%d blocks of the overview are left white, the first: %s", len(lost), lost[0])
+                raise lost[0][1]
+            logger.warning("%d blocks of the overview are left white, the first: %s", len(lost), lost[0][1])
+        self.unreadable_px0 = tuple(box for box, _ in lost)
         return np.concatenate([rgb for rgb, _ in bands]), np.concatenate([opaque for _, opaque in bands])
 
     def overview_size(self, mpp: float) -> tuple[int, int]:
@@ -189,7 +196,7 @@ class Slide:
         return width, height
 
     def _band(
-        self, level: int, mpp: float, width: int, rows: tuple[int, int], lost: list[TileUnreadableError]
+        self, level: int, mpp: float, width: int, rows: tuple[int, int], lost: list[tuple[Box, TileUnreadableError]]
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Rows of the overview from the level's pixels that they cover."""
         scale = mpp / self.mpp / self.level_downsamples[level]
@@ -206,7 +213,7 @@ class Slide:
         return _resample(rgb, size, Image.Resampling.BILINEAR, box), seen > 127
 
     def _read_blocks(
-        self, x_at: int, y_at: int, level: int, size: tuple[int, int], lost: list[TileUnreadableError]
+        self, x_at: int, y_at: int, level: int, size: tuple[int, int], lost: list[tuple[Box, TileUnreadableError]]
     ) -> NDArray[np.uint8]:
         """RGBA pixels from a place in level pixels; halved where it cannot be decoded, until only bad blocks are blank."""
         stated = self._stated_downsamples[level]
@@ -214,7 +221,12 @@ class Slide:
             return self._read(round(x_at * stated), round(y_at * stated), level, size)
         except TileUnreadableError as error:
             if max(size) <= _BLOCK_PX:
-                lost.append(error)
+                pixels = self._from_finer_level(x_at, y_at, level, size)
+                if pixels is not None:
+                    return pixels
+                true = self.level_downsamples[level]
+                box = (x_at * true, y_at * true, (x_at + size[0]) * true, (y_at + size[1]) * true)
+                lost.append((box, error))
                 if len(lost) > _MOST_BLOCKS:
                     raise
                 return np.zeros((size[1], size[0], 4), np.uint8)
@@ -225,6 +237,19 @@ class Slide:
         cut = _cut(y_at, size[1])
         top = self._read_blocks(x_at, y_at, level, (size[0], cut), lost)
         return np.vstack([top, self._read_blocks(x_at, y_at + cut, level, (size[0], size[1] - cut), lost)])
+
+    def _from_finer_level(self, x_at: int, y_at: int, level: int, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """RGBA pixels of a block of a level, averaged from the next finer level that can be decoded there."""
+        true = self.level_downsamples[level]
+        for finer in range(level - 1, -1, -1):
+            ratio = true / self.level_downsamples[finer]
+            window = (round(size[0] * ratio), round(size[1] * ratio))
+            if max(window) > _MOST_FINER_PX:
+                return None
+            with suppress(TileUnreadableError):
+                pixels = self._read(round(x_at * true), round(y_at * true), finer, window)
+                return np.asarray(Image.fromarray(pixels, "RGBA").resize(size, Image.Resampling.BOX))
+        return None
 
     def _level_for(self, mpp: float, tolerance: float) -> int:
         """The coarsest level that is not coarser than `mpp`, within a factor."""

@@ -108,7 +108,9 @@ def tile_slide(slide: Slide, mask: TissueMask, spec: TileSpec) -> Tiles:
     """The tiles of a slide that hold enough tissue.
 
     The grid starts at (0, 0); column k starts at `round(k * stride)` level-0 pixels, so rounding does not add up. Only
-    tiles that lie wholly inside the scan count: a slide smaller than a tile has none.
+    tiles that lie wholly inside the scan count: a slide smaller than a tile has none. Where the slide could not be read
+    when its tissue was sought, nobody knows whether there is some: such tiles are kept, so that reading them fails and
+    says so.
 
     Args:
         slide: the slide.
@@ -132,8 +134,20 @@ def tile_slide(slide: Slide, mask: TissueMask, spec: TileSpec) -> Tiles:
     y_grid, x_grid = np.meshgrid(y_px0, x_px0, indexing="ij")
     coords = np.stack([x_grid.ravel(), y_grid.ravel()], axis=1).astype(np.int32)
     coverage = mask.coverage(coords[:, 0], coords[:, 1], extent_px0, slide.mpp)
+    coverage = coverage + _unreadable(slide, coords, extent_px0)
     kept = coverage >= spec.min_tissue - 1e-9
     return Tiles(coords[kept], coverage[kept].astype(np.float32), spec.size_px, spec.mpp, stride_px, extent_px0)
+
+
+def _unreadable(slide: Slide, coords: NDArray[np.int32], extent_px0: float) -> NDArray[np.float64]:
+    """The share of each tile that could not be read when tissue was sought, float64 (n,)."""
+    share = np.zeros(len(coords))
+    x, y = coords[:, 0].astype(np.float64), coords[:, 1].astype(np.float64)
+    for left, top, right, bottom in slide.unreadable_px0:
+        across = np.clip(np.minimum(x + extent_px0, right) - np.maximum(x, left), 0, None)
+        down = np.clip(np.minimum(y + extent_px0, bottom) - np.maximum(y, top), 0, None)
+        share += across * down / extent_px0**2
+    return share
 
 
 def require_scan_fine_enough(slide: Slide, spec: TileSpec) -> None:

@@ -66,10 +66,10 @@ def wave_colours(x_um: NDArray[np.float64], y_um: NDArray[np.float64]) -> NDArra
     return np.rint(127.5 + 100 * np.stack([across, down, diagonal], axis=-1)).astype(np.uint8)
 
 
-def spoil_tile(path: Path, index: int) -> None:
-    """Overwrites the compressed bytes of one tile of level 0."""
+def spoil_tile(path: Path, index: int, level: int = 0) -> None:
+    """Overwrites the compressed bytes of one tile of a level."""
     with tifffile.TiffFile(path) as file:
-        offset, count = file.pages[0].dataoffsets[index], file.pages[0].databytecounts[index]
+        offset, count = file.pages[level].dataoffsets[index], file.pages[level].databytecounts[index]
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(b"\x55" * count)

@@ -64,7 +64,9 @@ def slides(tmp_path: Path) -> Path:
     return tmp_path / "slides"
 
 
-def write_slide(path: Path, seed: int = 0, size: int = 1024, tissue: tuple[int, int] = (256, 900)) -> Path:
+def write_slide(
+    path: Path, seed: int = 0, size: int = 1024, tissue: tuple[int, int] = (256, 900), levels: tuple[int, ...] = (8,)
+) -> Path:
     """A square of noisy eosin on glass, with a level of 4 mpp that the overview is read from."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(236, 244, (size, size, 3), dtype=np.uint8)
@@ -72,7 +74,7 @@ def write_slide(path: Path, seed: int = 0, size: int = 1024, tissue: tuple[int, 
     eosin = np.array([205, 110, 170])
     pixels[start:stop, start:stop] = eosin + rng.integers(-20, 20, (stop - start, stop - start, 1))
     path.parent.mkdir(exist_ok=True)
-    return write_pyramid(path, pixels, MPP, levels=(8,))
+    return write_pyramid(path, pixels, MPP, levels=levels)
 
 
 def run(slides: Path, out: Path, **more: Any) -> ExtractResult:
@@ -304,6 +306,15 @@ def test_unreadable_tiles_are_recorded_and_shift_no_batch(tmp_path: Path) -> Non
     assert np.array_equal(found.coords, whole.coords[kept])
     assert np.array_equal(found.features, whole.features[kept])
     assert "a: done, 1020 tiles (4 unreadable)" in log_of(tmp_path / "spoilt")
+
+
+def test_a_bad_tile_of_a_slide_of_one_level_is_recorded_and_costs_no_other(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "slides" / "a.tiff", tissue=(0, 1024), levels=())
+    whole = read_embeddings(run(path, tmp_path / "whole", tiles=TileSpec(32, MPP)).folder / "a.h5")
+    spoil_tile(path, 37)
+    found = read_embeddings(run(path, tmp_path / "spoilt", tiles=TileSpec(32, MPP)).folder / "a.h5")
+    assert len(found.failed) == 4
+    assert len(found.coords) == len(whole.coords) - 4
 
 
 def test_a_slide_with_too_many_unreadable_tiles_is_refused(tmp_path: Path) -> None:

@@ -183,6 +183,21 @@ def test_a_bad_tile_is_left_white_in_the_overview_and_the_rest_is_as_before(
     assert np.array_equal(rgb[~bad], before[~bad])
 
 
+def test_a_bad_tile_of_a_coarse_level_is_read_from_a_finer_one(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "bad.tiff", waves(1003, 801, 0.5), 0.5, (4,), compression="jpeg")
+    with open_slide(path) as slide:
+        before, seen = slide.read_overview(8.0)
+    spoil_tile(path, 1, level=1)
+    with open_slide(path) as slide:
+        rgb, opaque = slide.read_overview(8.0)
+        assert slide.unreadable_px0 == ()
+    assert np.array_equal(opaque, seen)
+    inside = np.abs(rgb.astype(int) - before)[
+        :48, :60
+    ]  # the coarse level drops the last pixels that make no whole block
+    assert inside.max() <= 12
+
+
 def test_an_overview_of_bad_tiles_alone_is_an_error(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "bad.tiff", waves(512, 512, 0.5), 0.5, compression="jpeg")
     for index in range(64):

@@ -25,6 +25,7 @@ class Scan:
 
     def __init__(self, size_px0: tuple[int, int], mpp: float) -> None:
         self.size_px0, self.mpp, self.path = size_px0, mpp, "scan.tiff"
+        self.unreadable_px0: tuple[tuple[float, float, float, float], ...] = ()
 
 
 def all_tissue(size_px0: tuple[int, int], mpp: float) -> TissueMask:
@@ -179,3 +180,11 @@ def test_reading_looks_ahead_only_so_far(slide: Slide, monkeypatch: pytest.Monke
     next(batches)
     batches.close()
     assert 20 <= len(read) <= 20 + 10 + 4
+
+
+def test_tiles_where_the_slide_could_not_be_read_are_kept_to_be_tried() -> None:
+    scan: Any = Scan((1024, 1024), 0.5)
+    scan.unreadable_px0 = ((256.0, 512.0, 512.0, 768.0), (700.0, 0.0, 730.0, 40.0))
+    nothing = TissueMask(np.zeros((65, 65), bool), 8.0)
+    tiles = tile_slide(scan, nothing, TileSpec(128, 0.5, 128))
+    assert tiles.coords.tolist() == [[256, 512], [384, 512], [256, 640], [384, 640]]

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pathfm.embeddings import read_embeddings
-from pathfm.errors import EmbeddingsDamagedError
 from pathfm.heads import Bags, pack
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class BagDataset(Dataset[Bag]):
         if index in self._kept:
             return self._kept[index]
         if index not in self._mapped:
-            self._mapped[index] = finite_features(self.files[index])
+            self._mapped[index] = read_embeddings(self.files[index]).features
         features = torch.from_numpy(self._mapped[index].astype(np.float32))
         if self.keep:
             self._kept[index] = features
@@ -87,18 +86,6 @@ def collate(bags: Sequence[Bag]) -> Batch:
     return Batch(pack([bag.features for bag in bags]), torch.tensor([bag.label for bag in bags], dtype=torch.int64))
 
 
-def finite_features(path: Path) -> NDArray[np.float16]:
-    """The proven features of an embeddings file, float16 (n, dim), memory-mapped.
-
-    Raises:
-        EmbeddingsDamagedError: the file is damaged, or holds a number that is not finite.
-    """
-    features = read_embeddings(path).features
-    state = path.stat()
-    _require_finite(path, state.st_mtime_ns, state.st_size, state.st_ino)
-    return features
-
-
 def features_sha256(path: Path) -> str:
     """Hex digest of the features of a file, hashed once per state of the file: what a training depends on."""
     state = path.stat()
@@ -109,15 +96,3 @@ def features_sha256(path: Path) -> str:
 def _features_sha256(path: Path, mtime_ns: int, size: int, inode: int) -> str:  # the state is the key
     features = read_embeddings(path).features
     return hashlib.sha256(np.ascontiguousarray(features).data if features.size else b"").hexdigest()
-
-
-@functools.lru_cache(maxsize=65536)
-def _require_finite(path: Path, mtime_ns: int, size: int, inode: int) -> None:  # the state is the key
-    features = read_embeddings(path, check="shape").features
-    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(wrong):
-        text = (
-            f"{path} holds {len(wrong)} tiles whose embedding is not finite (first: row {wrong[0]});"
-            " extract the slide again with --precision float32"
-        )
-        raise EmbeddingsDamagedError(path, text)

@@ -301,8 +301,9 @@ def _prove(path: Path, _mtime_ns: int, _size: int, _inode: int) -> None:
     for name, data in (("features", embeddings.features), ("coords", embeddings.coords)):
         if _sha256(data) != stated[f"{name}_sha256"]:
             raise damaged(path, f"{name} do not match their digest")
-    if not np.isfinite(embeddings.features).all():
-        raise damaged(path, "holds features that are not finite")
+    wrong = np.flatnonzero(~np.isfinite(embeddings.features).all(axis=1))
+    if len(wrong):
+        raise damaged(path, f"holds {len(wrong)} tiles whose embedding is not finite (first: row {wrong[0]})")
     covered = {key: value for key, value in stated.items() if key not in ("metadata_sha256", "complete")}
     if _metadata_sha256(covered, embeddings.failed) != stated["metadata_sha256"]:
         raise damaged(path, "its attributes do not match their digest")

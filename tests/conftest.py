@@ -60,7 +60,7 @@ def planted_embeddings(
     return Embeddings(
         slide_id=slide_id,
         slide_sha256=hashlib.sha256(slide_id.encode()).hexdigest(),
-        slide_size_px0=(10_000, 10_000),
+        slide_size_px0=(max(1, n) * 256, 256),
         mpp=0.5,
         mpp_source="metadata",
         tile_extent_px0=256.0,

@@ -91,7 +91,7 @@ def test_a_changed_byte_in_the_features_is_seen_before_training(
     features = planted_embeddings("p00-0", 0).features.tobytes()
     data[data.find(features) + 5] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(EmbeddingsDamagedError, match="do not match their digest"):
+    with pytest.raises(EmbeddingsDamagedError, match="does not match the digest"):
         BagDataset([path])[0]
 
 

@@ -18,7 +18,7 @@ MPP_SANE = (0.05, 5.0)
 
 _AXES = ("openslide.mpp-x", "openslide.mpp-y")
 _POWER = "openslide.objective-power"
-_AXES_TOLERANCE = 1.10
+_AXES_TOLERANCE = 1.02
 _POWER_TOLERANCE = 1.6
 _OVERRIDE_TOLERANCE = 1.10 * (1 + 1e-6)  # 0.55 for 0.5 passes however the two were rounded
 _REMEDY = "fill the column 'mpp' in the cohort, or pass --mpp-override 0.25 (a 40x scan)"
@@ -78,7 +78,7 @@ def believed_mpp(path: Path, properties: Mapping[str, str]) -> float:
     as a contradiction.
 
     Raises:
-        MppError: stated nowhere, outside `MPP_SANE`, different along x and y by over 10 %, or against the objective.
+        MppError: stated nowhere, outside `MPP_SANE`, different along x and y by over 2 %, or against the objective.
     """
     stated, power = stated_mpp(properties), objective_power(properties)
     if stated is None:
@@ -88,7 +88,7 @@ def believed_mpp(path: Path, properties: Mapping[str, str]) -> float:
         raise MppError(path, "absurd mpp", message)
     across, down = (positive_number(properties, name) or stated for name in _AXES)
     if max(across, down) > _AXES_TOLERANCE * min(across, down):
-        message = f"{path} states two mpp, {across:g} across and {down:g} down, over 10 % apart; {_REMEDY}"
+        message = f"{path} states two mpp, {across:g} across and {down:g} down, over 2 % apart; {_REMEDY}"
         raise MppError(path, "contradicted mpp", message)
     if power and not 1 / _POWER_TOLERANCE <= stated * power / 10 <= _POWER_TOLERANCE:
         message = f"{path} states {stated:g} mpp and a {power:g}x objective, which has about {10 / power:g}; {_REMEDY}"

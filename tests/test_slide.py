@@ -395,3 +395,15 @@ def test_real_slides_open_and_read(name: str, mpp: float, vendor: str) -> None:
         tile = slide.read_tile(0, 0, 32, 1.0)
         assert tile.shape == (32, 32, 3)
         assert path in slide.files
+
+
+@pytest.mark.parametrize(("down", "believed"), [(0.501, True), (0.49, False)])
+def test_two_axes_that_state_different_scales_are_refused_not_averaged(
+    tmp_path: Path, down: float, believed: bool
+) -> None:
+    path = write_pyramid(tmp_path / "s.tiff", waves(300, 300, 0.5), (0.505, down))
+    if believed:
+        assert open_slide(path).mpp == pytest.approx((0.505 + down) / 2, rel=1e-4)
+        return
+    with pytest.raises(MppError, match="over 2 % apart"):
+        open_slide(path)

@@ -15,21 +15,13 @@ from pathfm.errors import CohortError, LeakageError, UnknownNameError
 # Headers of CLAM (case_id, slide_id, label) and STAMP (PATIENT, FILENAME) are read as ours.
 _ALIASES = {"case_id": "patient_id", "PATIENT": "patient_id", "FILENAME": "slide_id"}
 _KNOWN = ("slide_id", "patient_id", "path", "site", "mpp", "split")
-_SLIDE_SUFFIXES = (
-    ".svs",
-    ".tif",
-    ".tiff",
-    ".ndpi",
-    ".mrxs",
-    ".dcm",
-    ".scn",
-    ".bif",
-    ".vms",
-    ".vmu",
-    ".svslide",
-    ".czi",
+SLIDE_SUFFIXES = frozenset(
+    [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".dcm", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"]
 )
-_FILE_SUFFIXES = frozenset([*_SLIDE_SUFFIXES, ".png", ".jpg", ".jpeg", ".h5", ".pt"])
+"""Suffixes of the formats that OpenSlide reads."""
+IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
+"""Suffixes of plain images; they state no mpp."""
+_FILE_SUFFIXES = SLIDE_SUFFIXES | IMAGE_SUFFIXES | {".h5", ".pt"}
 _MISSING = ("na", "n/a", "nan", "null")
 _SPLITS = ("train", "val", "test")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathfm.cohort import read_cohort
+from pathfm.cohort import IMAGE_SUFFIXES, SLIDE_SUFFIXES, read_cohort
 from pathfm.errors import CohortError, InputError
 from pathfm.progress import logger
 from pathfm.scale import MppSource, require_sane_mpp
@@ -18,25 +18,6 @@ from pathfm.slidefiles import dicom_series, series_files
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-SLIDE_SUFFIXES = frozenset(
-    [
-        ".svs",
-        ".tif",
-        ".tiff",
-        ".ndpi",
-        ".mrxs",
-        ".dcm",
-        ".scn",
-        ".bif",
-        ".vms",
-        ".vmu",
-        ".svslide",
-        ".czi",
-    ]
-)
-"""Suffixes of the formats that OpenSlide reads."""
-IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
-"""Suffixes of plain images; they state no mpp."""
 _INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
 _LONGEST_ID_BYTES = 200
 """A file name has 255 on most disks, and suffixes are added to ids."""

@@ -29,7 +29,7 @@ from pathfm.errors import (
 )
 from pathfm.outlines import tissue_of
 from pathfm.progress import logger, progress
-from pathfm.slide import Slide, slide_sha256
+from pathfm.slide import Slide, slide_digest
 from pathfm.tiles import read_tiles, require_scan_fine_enough, tile_slide
 
 if TYPE_CHECKING:
@@ -128,14 +128,14 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path) -> Extracte
     started_s = time.monotonic()
     backbone = _backbone_of(work)
     with _reading(source) as slide:
-        digest = slide_sha256(source.path)
+        digest = slide_digest(source.path)
         mask = tissue_of(slide, work.tissue, work.outlines)
         tiles = tile_slide(slide, mask, work.tiles)
         features, failed, mean_rgb = _embed(slide, tiles, backbone, work)
     _require_few_failed(source, failed)
     embeddings = Embeddings(
         slide_id=source.slide_id,
-        slide_sha256=digest,
+        slide_digest=digest,
         slide_size_px0=slide.size_px0,
         mpp=slide.mpp,
         mpp_source=slide.mpp_source,
@@ -204,7 +204,7 @@ def _facts(source: SlideSource, work: ExtractWork) -> dict[str, Any]:
         require_scan_fine_enough(slide, work.tiles)  # the recipe does not say whether upsampling was allowed
         facts = {
             "slide_id": source.slide_id,
-            "slide_sha256": slide_sha256(source.path),
+            "slide_digest": slide_digest(source.path),
             "mpp": slide.mpp,
             "mpp_source": slide.mpp_source,
         }
@@ -215,7 +215,7 @@ def _facts(source: SlideSource, work: ExtractWork) -> dict[str, Any]:
 
 def _has_changed(source: SlideSource, path: Path) -> bool:
     try:
-        return read_embeddings(path).slide_sha256 != slide_sha256(source.path)
+        return read_embeddings(path).slide_digest != slide_digest(source.path)
     except (OSError, EmbeddingsError):
         return False  # what cannot be read now need not have changed; damaged embeddings are refused anyway
 

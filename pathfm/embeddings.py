@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = "pathfm-embeddings"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # What a damaged or hostile HDF5 file makes h5py raise.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
@@ -34,10 +34,11 @@ class Embeddings:
 
     Attributes:
         slide_id: file stem of the slide, unique in a cohort.
-        slide_sha256: digest of the slide's bytes ("" where the file was imported and it is not known).
-        slide_size_px0: (width, height) of level 0 in pixels.
+        slide_digest: what the slide is known by, `sha256:<hex>` or `quick:<bytes>:<hex>` ("" where the file was
+            imported and it is not known).
+        slide_size_px0: (width, height) of level 0 in pixels; (0, 0) where the file was imported and it is not known.
         mpp: microns per pixel of level 0.
-        mpp_source: "metadata", "override" or "cohort".
+        mpp_source: "metadata", "override", "cohort", or "imported" where another tool's file or its user said so.
         tile_extent_px0: width of a tile in level-0 pixels; a float, for scale is exact.
         tissue_sha256: digest of the tissue mask the grid was laid on.
         recipe: everything that decides an embedding apart from the slide; JSON types only.
@@ -49,7 +50,7 @@ class Embeddings:
     """
 
     slide_id: str
-    slide_sha256: str
+    slide_digest: str
     slide_size_px0: tuple[int, int]
     mpp: float
     mpp_source: str
@@ -202,7 +203,7 @@ def _attributes(e: Embeddings, features: NDArray[Any], coords: NDArray[Any]) -> 
         "format_version": FORMAT_VERSION,
         "pathfm_version": __version__,
         "slide_id": e.slide_id,
-        "slide_sha256": e.slide_sha256,
+        "slide_digest": e.slide_digest,
         "slide_width_px0": int(e.slide_size_px0[0]),
         "slide_height_px0": int(e.slide_size_px0[1]),
         "mpp": float(e.mpp),
@@ -250,7 +251,7 @@ def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
     _require_sane(path, attributes, data["coords"])
     embeddings = Embeddings(
         slide_id=str(attributes["slide_id"]),
-        slide_sha256=str(attributes["slide_sha256"]),
+        slide_digest=_slide_digest(attributes),
         slide_size_px0=(int(attributes["slide_width_px0"]), int(attributes["slide_height_px0"])),
         mpp=float(attributes["mpp"]),
         mpp_source=str(attributes["mpp_source"]),
@@ -266,6 +267,13 @@ def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
     return embeddings, attributes
 
 
+def _slide_digest(attributes: dict[str, Any]) -> str:
+    """Version 1 had the bare sha256 under another name."""
+    if attributes["format_version"] == 1:
+        return f"sha256:{attributes['slide_sha256']}" if attributes["slide_sha256"] else ""
+    return str(attributes["slide_digest"])
+
+
 def _require_sane(path: Path, attributes: dict[str, Any], coords: NDArray[np.int32]) -> None:
     """Refuses metadata that no slide and no recipe of ours has."""
     recipe = json.loads(attributes["recipe"])
@@ -275,9 +283,12 @@ def _require_sane(path: Path, attributes: dict[str, Any], coords: NDArray[np.int
     if not all(isinstance(part, dict) for part in parts) or not isinstance(recipe["backbone"].get("name"), str):
         raise damaged(path, "has a recipe without backbone and tiles")
     size = (int(attributes["slide_width_px0"]), int(attributes["slide_height_px0"]))
-    if np.shape(attributes["mean_rgb"]) != (3,) or min(size) <= 0 or not 0 < float(attributes["mpp"]) < np.inf:
-        raise damaged(path, "states a mean_rgb, a size or an mpp that cannot be")
-    if len(coords) and (coords.min() < 0 or (coords >= size).any()):
+    known = size != (0, 0)
+    if np.shape(attributes["mean_rgb"]) != (3,) or not 0 < float(attributes["mpp"]) < np.inf:
+        raise damaged(path, "states a mean_rgb or an mpp that cannot be")
+    if known and min(size) <= 0:
+        raise damaged(path, "states a size that cannot be")
+    if len(coords) and (coords.min() < 0 or (known and (coords >= size).any())):
         raise damaged(path, "has tiles outside of its slide")
 
 

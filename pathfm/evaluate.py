@@ -89,8 +89,8 @@ def _require_unseen(cohort: Path, folder: Path, model: Model, table: pd.DataFram
     seen = model.training["slides"]
     digests = set(seen.values()) - {""}
     nameless = [slide_id for slide_id, digest in seen.items() if not digest]
-    same = table["slide_sha256"].isin(digests) | table["slide_id"].isin(nameless)
-    same |= (table["slide_sha256"] == "") & table["slide_id"].isin(seen)
+    same = table["slide_digest"].isin(digests) | table["slide_id"].isin(nameless)
+    same |= (table["slide_digest"] == "") & table["slide_id"].isin(seen)
     if patients or same.any():
         who = [f"patients {name_some(patients)}"] if patients else []
         who += [f"slides {name_some(table['slide_id'][same])}"] if same.any() else []

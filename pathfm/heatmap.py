@@ -215,7 +215,7 @@ def _scored_row(
 ) -> HeatmapRow:
     best = int(np.argmax(probabilities))
     slides = choice.model.training["slides"]
-    seen = row.slide_id in slides or (embeddings.slide_sha256 and embeddings.slide_sha256 in slides.values())
+    seen = row.slide_id in slides or (embeddings.slide_digest and embeddings.slide_digest in slides.values())
     return replace(
         row,
         origin=SEEN if seen else choice.origin,

@@ -37,7 +37,7 @@ class LabelledSlides:
 
     Attributes:
         table: columns slide_id, patient_id, site, split, label (text), target (index into classes), path (of the
-            embeddings file, or None), n_tiles, slide_sha256, reason ("" where the slide can be learned from).
+            embeddings file, or None), n_tiles, slide_digest, reason ("" where the slide can be learned from).
         label: name of the label column.
         classes: sorted; the last of two is the positive class.
         recipe: the one recipe of the embeddings.
@@ -165,9 +165,9 @@ def _describe(table: pd.DataFrame, opened: dict[str, Embeddings], classes: list[
         NO_EMBEDDINGS if slide_id not in opened else NO_TISSUE if n == 0 else ""
         for slide_id, n in zip(table["slide_id"], tiles, strict=True)
     ]
-    digests = [opened[slide_id].slide_sha256 if slide_id in opened else "" for slide_id in table["slide_id"]]
+    digests = [opened[slide_id].slide_digest if slide_id in opened else "" for slide_id in table["slide_id"]]
     targets = table["label"].map({name: index for index, name in enumerate(classes)}).astype(int)
-    return table.assign(target=targets, n_tiles=tiles, slide_sha256=digests, reason=reasons)
+    return table.assign(target=targets, n_tiles=tiles, slide_digest=digests, reason=reasons)
 
 
 def _left_out(labels: pd.Series[str], table: pd.DataFrame) -> list[LeftOut]:
@@ -186,11 +186,11 @@ def _require_something(cohort: Cohort, slides: LabelledSlides) -> None:
 
 
 def _require_one_patient_a_scan(cohort: Cohort, table: pd.DataFrame) -> None:
-    known = table[table["slide_sha256"] != ""]
-    patients = known.groupby("slide_sha256")["patient_id"].nunique()
-    copied = known[known["slide_sha256"].isin(patients.index[patients > 1])]
+    known = table[table["slide_digest"] != ""]
+    patients = known.groupby("slide_digest")["patient_id"].nunique()
+    copied = known[known["slide_digest"].isin(patients.index[patients > 1])]
     if len(copied):
-        first = copied[copied["slide_sha256"] == copied["slide_sha256"].iloc[0]]
+        first = copied[copied["slide_digest"] == copied["slide_digest"].iloc[0]]
         message = (
             f"{cohort.source}: {name_some(first['slide_id'])} are the same scan under the patients"
             f" {name_some(set(first['patient_id']))}; keep one row, or give them one patient_id"

@@ -111,5 +111,5 @@ def _rows(model: Model, files: dict[str, Path | None], slides: list[Path]) -> pd
 
 def _is_seen(model: Model, slide_id: str, path: Path | None) -> bool:
     known: dict[str, str] = model.training["slides"]
-    digest = read_embeddings(path).slide_sha256 if path else ""
+    digest = read_embeddings(path).slide_digest if path else ""
     return slide_id in known or (digest != "" and digest in known.values())

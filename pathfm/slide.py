@@ -19,7 +19,7 @@ from PIL import Image
 from pathfm.errors import MppError, SlideUnreadableError, TileUnreadableError
 from pathfm.progress import logger
 from pathfm.scale import MPP_SANE, MppSource, objective_power, require_sane_mpp, settled_mpp, stated_mpp
-from pathfm.slidefiles import open_handle, require_readable, series_files, slide_sha256
+from pathfm.slidefiles import open_handle, require_readable, series_files, slide_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["MPP_SANE", "MppSource", "Slide", "open_slide", "series_files", "slide_sha256"]
+__all__ = ["MPP_SANE", "MppSource", "Slide", "open_slide", "series_files", "slide_digest"]
 
 _LEVEL_TOLERANCE = 1 + 1e-3
 _OVERVIEW_TOLERANCE = 1.25

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from functools import lru_cache
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 import openslide
@@ -19,6 +19,8 @@ from pathfm.files import sha256_file, sha256_text
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+DigestKind = Literal["sha256", "quick"]
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """Images that Pillow reads where OpenSlide does not; they state no mpp."""
@@ -54,13 +56,38 @@ def series_files(path: Path) -> list[Path]:
     return [path]
 
 
-def slide_sha256(path: Path) -> str:
-    """Hex digest of a slide's bytes: that of its file, or of the sorted digests of its files where it has several.
+def slide_digest(path: Path, kind: DigestKind = "sha256") -> str:
+    """What a slide is known by, whatever it is called and wherever it lies.
 
-    File names do not count, so a slide may be renamed or moved.
+    Args:
+        path: the slide.
+        kind: "sha256" reads every byte and sees any change. "quick" is the size of its files and OpenSlide's
+            quickhash-1, which covers the metadata and the smallest level: it costs no pass over the file, and misses a
+            change of the same size in the pixels of a larger level, bit rot above all.
+
+    Returns:
+        `sha256:<hex>`, of the sorted digests of its files where it has several; or `quick:<bytes>:<hex>`, `sha256:`
+        also for "quick" where OpenSlide has no quickhash for the format, as for a plain image.
+
+    Raises:
+        OSError: it cannot be read.
+        SlideUnreadableError: it cannot be opened for its quickhash.
     """
+    if kind == "quick" and (quickhash := _quickhash(path)):
+        return f"quick:{sum(file.stat().st_size for file in series_files(path))}:{quickhash}"
     digests = sorted(sha256_file(file) for file in series_files(path))
-    return digests[0] if len(digests) == 1 else sha256_text("\n".join(digests))
+    return "sha256:" + (digests[0] if len(digests) == 1 else sha256_text("\n".join(digests)))
+
+
+def digest_kind(digest: str) -> DigestKind:
+    """The kind that a digest is of, so that a slide can be compared with it."""
+    return "quick" if digest.startswith("quick:") else "sha256"
+
+
+def _quickhash(path: Path) -> str:
+    """OpenSlide's own digest, "" where it has none."""
+    with open_handle(path) as handle:
+        return str(handle.properties.get(openslide.PROPERTY_NAME_QUICKHASH1, ""))
 
 
 def dicom_series(path: Path) -> str:

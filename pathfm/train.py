@@ -209,7 +209,7 @@ def _record(rows: pd.DataFrame, stopping: pd.DataFrame, fitted: Fit, settings: T
         "n_patients": int(seen["patient_id"].nunique()),
         "n_stop_patients": int(stopping["patient_id"].nunique()),
         "patients": sorted(set(seen["patient_id"])),
-        "slides": dict(sorted(zip(seen["slide_id"], seen["slide_sha256"], strict=True))),
+        "slides": dict(sorted(zip(seen["slide_id"], seen["slide_digest"], strict=True))),
     }
 
 

@@ -59,7 +59,7 @@ def planted_embeddings(
         features[: max(1, n // 5) if n else 0, target] += 4
     return Embeddings(
         slide_id=slide_id,
-        slide_sha256=hashlib.sha256(slide_id.encode()).hexdigest(),
+        slide_digest="sha256:" + hashlib.sha256(slide_id.encode()).hexdigest(),
         slide_size_px0=(max(1, n) * 256, 256),
         mpp=0.5,
         mpp_source="metadata",

@@ -79,7 +79,7 @@ def embeddings_of(slide_id: str, target: int) -> Embeddings:
         features[:5, target] += 4
     return Embeddings(
         slide_id=slide_id,
-        slide_sha256=hashlib.sha256(slide_id.encode()).hexdigest(),
+        slide_digest="sha256:" + hashlib.sha256(slide_id.encode()).hexdigest(),
         slide_size_px0=SIZE_PX0,
         mpp=MPP,
         mpp_source="cohort",

@@ -35,7 +35,7 @@ def embeddings(n: int = 7, slide_id: str = "a", recipe: dict[str, Any] = RECIPE,
     rng = np.random.default_rng(seed)
     return Embeddings(
         slide_id=slide_id,
-        slide_sha256="00" * 32,
+        slide_digest="sha256:" + "00" * 32,
         slide_size_px0=(4000, 3000),
         mpp=0.25,
         mpp_source="metadata",
@@ -225,8 +225,10 @@ def test_rubbish_and_foreign_hdf5_are_named_errors(tmp_path: Path) -> None:
             read_embeddings(tmp_path / name)
 
 
-def test_a_file_of_every_released_format_stays_readable() -> None:
-    found = read_embeddings(Path(__file__).parent / "data" / "embeddings-v1.h5")
+@pytest.mark.parametrize(("version", "digest"), [(1, "sha256:" + "00" * 32), (2, "quick:1938955:" + "00" * 32)])
+def test_a_file_of_every_format_stays_readable(version: int, digest: str) -> None:
+    found = read_embeddings(Path(__file__).parent / "data" / f"embeddings-v{version}.h5")
+    assert found.slide_digest == digest
     assert (found.slide_id, found.mpp, found.features.shape, found.failed.tolist()) == ("a", 0.25, (3, 5), [[1, 2]])
     assert found.recipe == RECIPE
 

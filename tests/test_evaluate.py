@@ -55,7 +55,7 @@ def test_a_patient_of_the_training_is_refused_by_name(embeddings_cohort: Make, m
 
 def test_a_scan_of_the_training_is_refused_under_whatever_name(embeddings_cohort: Make, model: Path) -> None:
     other = embeddings_cohort(patients=12, name="other", prefix="q")
-    copied = replace(planted_embeddings("q02-0", 0), slide_sha256=planted_embeddings("p07-0", 0).slide_sha256)
+    copied = replace(planted_embeddings("q02-0", 0), slide_digest=planted_embeddings("p07-0", 0).slide_digest)
     write_embeddings(other.file("q02-0"), copied)
     with pytest.raises(LeakageError, match="share slides q02-0"):
         evaluate(model, other.table, other.embeddings, model.parent / "out")
@@ -66,7 +66,7 @@ def test_scans_without_a_digest_are_known_by_their_name(embeddings_cohort: Make,
     frame = other.frame()
     frame.loc[0, "slide_id"] = "p05-0"
     other.rewrite(frame)
-    write_embeddings(other.file("p05-0"), replace(planted_embeddings("p05-0", 1), slide_sha256=""))
+    write_embeddings(other.file("p05-0"), replace(planted_embeddings("p05-0", 1), slide_digest=""))
     with pytest.raises(LeakageError, match="share slides p05-0"):
         evaluate(model, other.table, other.embeddings, model.parent / "out")
 
@@ -104,7 +104,7 @@ def test_a_cohort_of_one_class_has_no_auroc_and_says_why(embeddings_cohort: Make
 
 def test_slides_that_had_no_digest_in_training_are_known_by_their_name(embeddings_cohort: Make, tmp_path: Path) -> None:
     cohort = embeddings_cohort(patients=8, name="development")
-    write_embeddings(cohort.file("p05-0"), replace(planted_embeddings("p05-0", 1), slide_sha256=""))
+    write_embeddings(cohort.file("p05-0"), replace(planted_embeddings("p05-0", 1), slide_digest=""))
     train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=QUICK)
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     frame = other.frame()

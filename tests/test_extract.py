@@ -33,7 +33,7 @@ from pathfm.errors import (
 from pathfm.extract import extract, extract_like, extract_slide, extract_slides, plan_extraction
 from pathfm.files import write_json
 from pathfm.recipe import recipe_for, settings_of
-from pathfm.slide import open_slide, slide_sha256
+from pathfm.slide import open_slide, slide_digest
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
@@ -160,7 +160,7 @@ def test_a_slide_that_changed_is_embedded_again(slides: Path, tmp_path: Path) ->
     write_slide(slides / "b.tiff", seed=9)
     assert run(slides, tmp_path / "out").done == ("b",)
     assert files_of(folder)["b.h5"] != before["b.h5"]
-    assert "b: made again, for slide_sha256 is" in log_of(tmp_path / "out")
+    assert "b: made again, for slide_digest is" in log_of(tmp_path / "out")
 
 
 def test_the_embeddings_of_a_slide_that_was_damaged_since_are_put_out_of_reach(slides: Path, tmp_path: Path) -> None:
@@ -216,9 +216,9 @@ def test_a_slide_that_the_system_refuses_fails_alone_and_keeps_its_embeddings(
     def refusing(path: Path) -> str:
         if path.name == "b.tiff":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return slide_sha256(path)
+        return slide_digest(path)
 
-    monkeypatch.setattr("pathfm.embed.slide_sha256", refusing)  # a test that runs as root is refused nothing
+    monkeypatch.setattr("pathfm.embed.slide_digest", refusing)  # a test that runs as root is refused nothing
     with pytest.raises(SlidesFailedError):
         run(slides, out)
     assert [(row["slide_id"], row["reason"]) for row in failures(out)] == [("b", "permission")]

@@ -104,10 +104,10 @@ def test_a_file_that_holds_another_slide_than_its_name_says_is_refused(embedding
 
 def test_one_scan_under_two_patients_is_a_leak_and_under_one_patient_is_not(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=4, slides=2)
-    first = planted_embeddings("p00-0", 0).slide_sha256
-    write_embeddings(cohort.file("p00-1"), replace(planted_embeddings("p00-1", 0), slide_sha256=first))
+    first = planted_embeddings("p00-0", 0).slide_digest
+    write_embeddings(cohort.file("p00-1"), replace(planted_embeddings("p00-1", 0), slide_digest=first))
     _join(cohort)
-    write_embeddings(cohort.file("p02-0"), replace(planted_embeddings("p02-0", 0), slide_sha256=first))
+    write_embeddings(cohort.file("p02-0"), replace(planted_embeddings("p02-0", 0), slide_digest=first))
     with pytest.raises(LeakageError, match=r"p00-0, p00-1, p02-0 are the same scan under the patients p00, p02"):
         _join(cohort)
 
@@ -115,5 +115,5 @@ def test_one_scan_under_two_patients_is_a_leak_and_under_one_patient_is_not(embe
 def test_scans_without_a_digest_are_not_taken_for_one_another(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=4)
     for slide in cohort.frame()["slide_id"]:
-        write_embeddings(cohort.file(slide), replace(planted_embeddings(slide, 0), slide_sha256=""))
+        write_embeddings(cohort.file(slide), replace(planted_embeddings(slide, 0), slide_digest=""))
     assert len(_join(cohort).usable) == 4

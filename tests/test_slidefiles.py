@@ -5,6 +5,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from PIL import Image
 from pyramids import spoil_tile, waves, write_pyramid
@@ -12,7 +13,7 @@ from pyramids import spoil_tile, waves, write_pyramid
 import pathfm.slidefiles
 from pathfm.errors import SlideUnreadableError
 from pathfm.slide import open_slide
-from pathfm.slidefiles import dicom_series, require_readable, series_files, slide_sha256
+from pathfm.slidefiles import dicom_series, digest_kind, require_readable, series_files, slide_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +119,7 @@ def test_a_dicom_series_is_one_slide_of_many_files(tmp_path: Path) -> None:
     assert dicom_series(tmp_path / "a1.dcm") == "1.2.3"
     assert dicom_series(tmp_path / "junk.dcm") == ""
     assert [p.name for p in series_files(tmp_path / "a1.dcm")] == ["a0.dcm", "a1.dcm"]
-    assert slide_sha256(tmp_path / "a0.dcm") == slide_sha256(tmp_path / "a1.dcm") != slide_sha256(tmp_path / "b0.dcm")
+    assert slide_digest(tmp_path / "a0.dcm") == slide_digest(tmp_path / "a1.dcm") != slide_digest(tmp_path / "b0.dcm")
 
 
 def test_the_head_of_a_dicom_file_is_read_once_until_it_changes(
@@ -144,16 +145,33 @@ def test_a_cut_dicom_head_is_no_series_and_no_crash(tmp_path: Path, length: int)
 
 def test_the_digest_is_of_all_bytes_and_of_no_name(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tiff", waves(64, 64, 0.5))
-    before = slide_sha256(path)
+    before = slide_digest(path)
     moved = path.rename(tmp_path / "b.tiff")
-    assert slide_sha256(moved) == before
+    assert slide_digest(moved) == before
     spoil_tile(moved, 0)
-    assert slide_sha256(moved) != before
+    assert slide_digest(moved) != before
     index, folder = tmp_path / "m.mrxs", tmp_path / "m"
     index.write_bytes(b"index")
     folder.mkdir()
     (folder / "Data0000.dat").write_bytes(b"0")
-    alone = slide_sha256(index)
+    alone = slide_digest(index)
     (folder / "Data0001.dat").write_bytes(b"1")
-    assert slide_sha256(index) != alone
+    assert slide_digest(index) != alone
     assert len(series_files(index)) == 3
+
+
+def test_the_quick_digest_sees_another_size_or_overview_and_not_a_bit_of_the_largest_level(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tiff", waves(512, 512, 0.5), levels=(4,))
+    quick, whole = slide_digest(path, "quick"), slide_digest(path)
+    assert quick.startswith(f"quick:{path.stat().st_size}:")
+    assert (digest_kind(quick), digest_kind(whole)) == ("quick", "sha256")
+    spoil_tile(path, 3)
+    assert slide_digest(path, "quick") == quick
+    assert slide_digest(path) != whole
+    spoil_tile(path, 0, level=1)
+    assert slide_digest(path, "quick") != quick
+
+
+def test_a_plain_image_has_no_quickhash_and_is_read_whole(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    assert slide_digest(tmp_path / "a.png", "quick") == slide_digest(tmp_path / "a.png")

@@ -16,6 +16,7 @@
     ├── EmbeddingsError             one embeddings file or folder
     │   ├── EmbeddingsDamagedError  incomplete, corrupt or hostile
     │   ├── EmbeddingsStaleError    made with another recipe or from another slide
+    │   ├── EmbeddingsBusyError     another process is writing it
     │   └── SeveralRecipesError     a folder that mixes recipes
     ├── ModelError                  a model directory that is not one
     ├── SlidesFailedError           a run that ended, but not with every slide
@@ -43,8 +44,11 @@ Reason = Literal[
     "absurd mpp",
     "contradicted mpp",
     "upsampling",
-    "tile unreadable",
-    "too many failed tiles",
+    "corrupt tile",
+    "timeout",
+    "crash",
+    "memory",
+    "no tissue",
     "tissue outline",
 ]
 
@@ -155,6 +159,10 @@ class EmbeddingsDamagedError(EmbeddingsError):
 
 class EmbeddingsStaleError(EmbeddingsError):
     """A file made with another recipe, or from a slide that has changed since."""
+
+
+class EmbeddingsBusyError(EmbeddingsError):
+    """A file that another process is writing."""
 
 
 class SeveralRecipesError(EmbeddingsError):

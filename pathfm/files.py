@@ -6,11 +6,13 @@ import errno
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pathfm.errors import DiskFullError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _BLOCK_BYTES = 1 << 22
@@ -25,22 +27,50 @@ def write_atomically(path: Path, data: bytes) -> None:
         DiskFullError: there is no space; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{sha256_text(path.name)[:16]}.{os.getpid()}.tmp"
-    )  # short: the name may fill its limit
+    temporary = path.with_name(f"{_temporary_stem(path)}{os.getpid()}.tmp")
+    with disk_full_named(path):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def sweep_temporaries(path: Path) -> None:
+    """Removes what killed writers of a file left beside it; only for one who holds the claim on that file."""
+    for left in path.parent.glob(f"{_temporary_stem(path)}*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
+    """Writes every byte, however many the system takes at a time; at an offset, or where the file stands."""
+    view = memoryview(data)
+    while view:
+        written = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
+        offset = None if offset is None else offset + written
+        view = view[written:]
+
+
+@contextmanager
+def disk_full_named(path: Path) -> Iterator[None]:
+    """Turns the system's "no space left" and "quota exceeded" into a `DiskFullError` that names the file."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise DiskFullError(path) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the system had no space, or no quota, left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,7 +107,7 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename durable; file systems that cannot sync a directory (some network mounts) are let be."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -87,3 +117,7 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _temporary_stem(path: Path) -> str:
+    return f".{sha256_text(path.name)[:16]}."  # short: the name may fill its limit

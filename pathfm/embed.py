@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import functools
+import hashlib
 import math
+import struct
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,36 +18,31 @@ import PIL
 import torch
 
 from pathfm.backbones import LoadedBackbone, Precision, load_backbone
-from pathfm.embeddings import Embeddings, read_embeddings, recipe_differences, write_embeddings
-from pathfm.errors import (
-    BackboneError,
-    EmbeddingsDamagedError,
-    EmbeddingsError,
-    MppError,
-    SlideError,
-    SlideUnreadableError,
-)
-from pathfm.outlines import tissue_of
+from pathfm.embeddings import Embeddings, read_embeddings, recipe_differences, recipe_sha256, write_embeddings
+from pathfm.errors import BackboneError, EmbeddingsDamagedError, EmbeddingsError, MppError, SlideError
+from pathfm.files import sweep_temporaries
+from pathfm.journal import claimed
 from pathfm.progress import logger, progress
-from pathfm.slide import Slide, slide_digest
-from pathfm.tiles import read_tiles, require_scan_fine_enough, tile_slide
+from pathfm.reading import has_changed, identify, read_tiles, survey
+from pathfm.slidefiles import digest_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pathfm.errors import Reason
+    from pathfm.journal import Journal
+    from pathfm.reading import Reading, Survey, TileBatch
     from pathfm.sources import SlideSource
-    from pathfm.tiles import TileBatch, Tiles, TileSpec
-    from pathfm.tissue import TissueSpec
 
 MAX_FAILED_SHARE = 0.005
 """A slide of which more than this share of the tiles cannot be read is refused."""
 
-_WITHDRAWING = ("tissue outline", "too many failed tiles")  # as is every refusal of a scale
+_WITHDRAWING = ("tissue outline", "corrupt tile")  # as is every refusal of a scale
 _LONG_BATCHES = 64  # a slide of so many batches shows its own progress
+_SUMS = struct.Struct("<4q")  # of red, green and blue over the pixels of a block, and how many these are
+_JOURNAL_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,23 +53,17 @@ class ExtractWork:
         backbone: the name it is loaded by.
         device: where it runs; "auto" is decided where the work is done.
         precision: of its matrix products.
-        tiles: the resolved tile spec.
-        tissue: the tissue spec.
-        outlines: folder of hand-made outlines, None without.
+        reading: how slides are read.
         recipe: what the files will say; the backbone found by the worker has to be the one in it.
         batch_size: tiles in a forward pass.
-        workers: threads that read tiles.
     """
 
     backbone: str
     device: str
     precision: Precision
-    tiles: TileSpec
-    tissue: TissueSpec
-    outlines: Path | None
+    reading: Reading
     recipe: dict[str, Any]
     batch_size: int
-    workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,58 +98,59 @@ class Extracted:
         )
 
 
-def extract_slide(source: SlideSource, work: ExtractWork, out: Path) -> Extracted:
-    """Embeds one slide into one file, which is written whole at the end or not at all.
+def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bool = True) -> Extracted | None:
+    """Embeds one slide into one file, unless that is there and up to date once it is our turn.
 
-    A function of picklable arguments alone. A batch never mixes slides and its bounds follow the tile index, so the same
-    machine gives the same bytes again. A slide without tissue gives a file of 0 tiles: that is a result.
+    A function of picklable arguments alone. Rows go to a journal beside the file as they come; a killed run goes on
+    after the last whole batch, and ends with the bytes of a run that was not killed: a batch never mixes slides and its
+    bounds follow the tile index. A slide without tissue gives a file of 0 tiles: that is a result.
 
     Args:
         source: the slide.
         work: what is done to it.
         out: the file.
+        wait: for another process that is writing it, instead of raising.
+
+    Returns:
+        What was done, None where another process was quicker.
 
     Raises:
-        SlideError: the slide cannot be used; the reason is typed.
+        SlideError: the slide cannot be used; the reason is typed. What was embedded of it is kept.
+        EmbeddingsBusyError: another process is writing it.
         BackboneError: the backbone here is not the one of the recipe, or gives embeddings that are not finite.
-        DiskFullError: no space; nothing is left behind.
+        DiskFullError: no space; what was embedded is kept.
     """
     started_s = time.monotonic()
     backbone = _backbone_of(work)
-    with _reading(source) as slide:
-        digest = slide_digest(source.path)
-        mask = tissue_of(slide, work.tissue, work.outlines)
-        tiles = tile_slide(slide, mask, work.tiles)
-        features, failed, mean_rgb = _embed(slide, tiles, backbone, work)
-    _require_few_failed(source, failed)
-    embeddings = Embeddings(
-        slide_id=source.slide_id,
-        slide_digest=digest,
-        slide_size_px0=slide.size_px0,
-        mpp=slide.mpp,
-        mpp_source=slide.mpp_source,
-        tile_extent_px0=tiles.extent_px0,
-        tissue_sha256=mask.sha256,
-        recipe=work.recipe,
-        versions=_versions(work, backbone),
-        features=features[~failed],
-        coords=tiles.coords[~failed],
-        failed=tiles.coords[failed],
-        mean_rgb=mean_rgb,
-    )
-    write_embeddings(out, embeddings)
-    n_failed = int(failed.sum())
+    looked_at, stale = _state(out), why_stale(source, work, out)
+    if stale is None:
+        return None
+    with claimed(out.with_suffix(".part"), wait=wait) as journal:
+        if _state(out) != looked_at:
+            stale = why_stale(source, work, out)
+            if stale is None:
+                return None
+        if out.exists():
+            logger.warning("%s: made again, for %s", source.slide_id, stale)
+        sweep_temporaries(out)
+        seen = survey(source, work.reading)
+        _embed(source, seen, backbone, work, journal)
+        embeddings = _assembled(source, seen, backbone, work, journal)
+        write_embeddings(out, embeddings)
+        journal.remove()
     return Extracted(
         slide_id=source.slide_id,
-        n_tiles=len(tiles) - n_failed,
-        n_failed=n_failed,
-        tissue_mm2=mask.area_mm2,
+        n_tiles=len(embeddings.coords),
+        n_failed=len(embeddings.failed),
+        tissue_mm2=seen.tissue_mm2,
         seconds=time.monotonic() - started_s,
     )
 
 
 def why_stale(source: SlideSource, work: ExtractWork, path: Path) -> str | None:
     """Why a file is not what this work would write for this slide; None when it is, and is proven whole.
+
+    A slide is compared by the kind of digest that its file has: to ask for another kind makes no file again.
 
     Raises:
         SlideError: the slide cannot be read, or is too coarse for the tiles.
@@ -172,20 +162,22 @@ def why_stale(source: SlideSource, work: ExtractWork, path: Path) -> str | None:
     except EmbeddingsDamagedError as error:
         return f"its file is damaged: {error.message.partition(';')[0]}"
     differences = recipe_differences(found.recipe, work.recipe)
-    for key, value in {} if differences else _facts(source, work).items():
-        if getattr(found, key) != value:
-            differences.append(f"{key} is {getattr(found, key)}, wanted {value}")
+    if not differences:
+        how = replace(work.reading, digest=digest_kind(found.slide_digest))
+        for key, value in identify(source, how).items():
+            if getattr(found, key) != value:
+                differences.append(f"{key} is {getattr(found, key)}, wanted {value}")
     return "; ".join(differences) or None
 
 
-def set_aside_if_withdrawn(source: SlideSource, path: Path, error: SlideError) -> None:
+def set_aside_if_withdrawn(source: SlideSource, work: ExtractWork, path: Path, error: SlideError) -> None:
     """Renames the file of a slide that now cannot be used, so that nobody trains on it.
 
     Only where the slide has changed since, or its scale, its outline or its tiles are what is refused: a slide that
     just cannot be read may be back tomorrow, and keeps its file.
     """
     withdrawn = isinstance(error, MppError) or error.reason in _WITHDRAWING
-    if path.exists() and (withdrawn or _has_changed(source, path)):
+    if path.exists() and (withdrawn or _has_changed(source, work, path)):
         path.replace(path.with_name(f"{path.name}.stale"))
         logger.warning(
             "%s: its older embeddings no longer hold and were renamed to %s.stale", source.slide_id, path.name
@@ -198,32 +190,26 @@ def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackb
     return _load(name, device, precision)
 
 
-def _facts(source: SlideSource, work: ExtractWork) -> dict[str, Any]:
-    """What decides an embedding beside the recipe, as it is now."""
-    with _reading(source) as slide:
-        require_scan_fine_enough(slide, work.tiles)  # the recipe does not say whether upsampling was allowed
-        facts = {
-            "slide_id": source.slide_id,
-            "slide_digest": slide_digest(source.path),
-            "mpp": slide.mpp,
-            "mpp_source": slide.mpp_source,
-        }
-        if work.outlines is not None:
-            facts["tissue_sha256"] = tissue_of(slide, work.tissue, work.outlines).sha256
-    return facts
-
-
-def _has_changed(source: SlideSource, path: Path) -> bool:
-    try:
-        return read_embeddings(path).slide_digest != slide_digest(source.path)
-    except (OSError, EmbeddingsError):
-        return False  # what cannot be read now need not have changed; damaged embeddings are refused anyway
-
-
 @functools.lru_cache(maxsize=1)
 def _load(name: str, device: str, precision: Precision) -> LoadedBackbone:
     """The backbone of this process, loaded once."""
     return load_backbone(name, device, precision)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Tells whether a file was written anew."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _has_changed(source: SlideSource, work: ExtractWork, path: Path) -> bool:
+    try:
+        return has_changed(source, work.reading, read_embeddings(path).slide_digest)
+    except (OSError, EmbeddingsError):
+        return False  # damaged embeddings are refused anyway
 
 
 def _backbone_of(work: ExtractWork) -> LoadedBackbone:
@@ -235,54 +221,104 @@ def _backbone_of(work: ExtractWork) -> LoadedBackbone:
     return backbone
 
 
-@contextmanager
-def _reading(source: SlideSource) -> Iterator[Slide]:
-    """The open slide; what the system refuses while it is read is a failure of this slide, not of the run."""
-    try:
-        with source.open() as slide:
-            yield slide
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        reason: Reason = "permission" if isinstance(error, PermissionError) else "unreadable"
-        what = error.filename or source.path
-        message = f"{what} cannot be read to its end ({error.strerror or error}); check the file, its permissions and its disk"
-        raise SlideUnreadableError(source.path, reason, message) from error
-
-
-def _embed(
-    slide: Slide, tiles: Tiles, backbone: LoadedBackbone, work: ExtractWork
-) -> tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.float32]]:
-    """(features float16 (n, dim), failed bool (n,), mean_rgb float32 (3,)); a failed row of features means nothing."""
-    features = np.zeros((len(tiles), backbone.row.dim or 0), dtype=np.float16)
-    failed = np.zeros(len(tiles), dtype=bool)
-    total_rgb, pixels = np.zeros(3, dtype=np.int64), 0
-    batches = read_tiles(slide, tiles.coords, tiles.size_px, tiles.mpp, work.batch_size, work.workers)
-    count = math.ceil(len(tiles) / work.batch_size)
+def _embed(source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: ExtractWork, journal: Journal) -> None:
+    """Appends the batches that the journal lacks, one block each."""
+    n_tiles = len(seen.tiles)
+    there = journal.begin(_head(source, seen, backbone, work))
+    if there:
+        logger.info("%s: goes on after tile %d of %d", source.slide_id, min(there * work.batch_size, n_tiles), n_tiles)
+    before = _unpacked(journal.blocks(), n_tiles, work.batch_size, backbone.row.dim or 0)
+    n_failed = sum(int(failed.sum()) for failed, _, _ in before)
+    how = work.reading
+    batches: Iterator[TileBatch] = read_tiles(
+        source, seen.tiles, work.batch_size, how.workers, how.limits, there * work.batch_size
+    )
+    count = math.ceil(n_tiles / work.batch_size) - there
     if count >= _LONG_BATCHES:
-        batches = progress(batches, slide.slide_id, unit="step", total=count)
+        batches = progress(batches, source.slide_id, unit="step", total=count)
     for batch in batches:
-        features[batch.rows] = backbone.embed(batch.pixels)
-        failed[batch.failed] = True
-        total_rgb += _sum_rgb(batch)
-        pixels += batch.pixels[..., 0].size
-    mean_rgb = total_rgb / pixels if pixels else np.full(3, np.nan)
-    return features, failed, mean_rgb.astype(np.float32)
+        n_failed += int(batch.failed.sum())
+        _require_few_failed(source, n_failed, n_tiles)
+        journal.append(_packed(batch, backbone.embed(batch.pixels)))
+    _require_few_failed(source, n_failed, n_tiles)
 
 
-def _sum_rgb(batch: TileBatch) -> NDArray[np.int64]:
+def _head(source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: ExtractWork) -> dict[str, Any]:
+    """Everything that decides the rows: rows of two libraries or two machines' devices never share a file."""
+    return {
+        "format": _JOURNAL_FORMAT,
+        "recipe_sha256": recipe_sha256(work.recipe),
+        "slide_id": source.slide_id,
+        "slide_digest": seen.digest,
+        "mpp": seen.mpp,
+        "mpp_source": seen.mpp_source,
+        "tissue_sha256": seen.tissue_sha256,
+        "coords_sha256": hashlib.sha256(seen.tiles.coords.tobytes()).hexdigest(),
+        "dim": backbone.row.dim or 0,
+        "versions": _versions(work, backbone),
+    }
+
+
+def _packed(batch: TileBatch, features: NDArray[np.float16]) -> bytes:
+    """A block: which tiles failed (a byte each), the sums of the colours, the features of the others."""
+    sums = _SUMS.pack(*_sum_rgb(batch.pixels).tolist(), batch.pixels[..., 0].size)
+    return batch.failed.astype("u1").tobytes() + sums + features.astype("<f2").tobytes()
+
+
+def _unpacked(
+    blocks: Iterable[bytes], n_tiles: int, batch_size: int, dim: int
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float16]]]:
+    """(failed bool (k,), sums of red, green, blue and pixels int64 (4,), features float16 (k', dim)) of each block."""
+    for start, block in zip(range(0, n_tiles, batch_size), blocks, strict=False):
+        count = min(batch_size, n_tiles - start)
+        failed = np.frombuffer(block, "u1", count).astype(bool)
+        sums = np.array(_SUMS.unpack_from(block, count), np.int64)
+        yield failed, sums, np.frombuffer(block, "<f2", offset=count + _SUMS.size).reshape(-1, dim)
+
+
+def _assembled(
+    source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: ExtractWork, journal: Journal
+) -> Embeddings:
+    """What the journal holds, as the file will say it."""
+    coords, dim = seen.tiles.coords, backbone.row.dim or 0
+    features = np.empty((len(coords), dim), dtype=np.float16)
+    failed = np.empty(len(coords), dtype=bool)
+    sums, at, row = np.zeros(4, dtype=np.int64), 0, 0
+    for lost, colours, some in _unpacked(journal.blocks(), len(coords), work.batch_size, dim):
+        failed[at : at + len(lost)], features[row : row + len(some)] = lost, some
+        at, row, sums = at + len(lost), row + len(some), sums + colours
+    mean_rgb = sums[:3] / sums[3] if sums[3] else np.full(3, np.nan)
+    return Embeddings(
+        slide_id=source.slide_id,
+        slide_digest=seen.digest,
+        slide_size_px0=seen.size_px0,
+        mpp=seen.mpp,
+        mpp_source=seen.mpp_source,
+        tile_extent_px0=seen.tiles.extent_px0,
+        tissue_sha256=seen.tissue_sha256,
+        recipe=work.recipe,
+        versions=_versions(work, backbone),
+        features=features[:row],
+        coords=coords[~failed],
+        failed=coords[failed],
+        mean_rgb=mean_rgb.astype(np.float32),
+    )
+
+
+def _sum_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Sum of the pixels of a batch, exact; row by row of the tiles first, in 32 bits, which is several times faster."""
-    columns: NDArray[np.uint32] = batch.pixels.sum(axis=1, dtype=np.uint32)
+    columns: NDArray[np.uint32] = pixels.sum(axis=1, dtype=np.uint32)
     return np.asarray(columns.reshape(-1, 3).sum(axis=0), dtype=np.int64)
 
 
-def _require_few_failed(source: SlideSource, failed: NDArray[np.bool_]) -> None:
-    if failed.sum() > MAX_FAILED_SHARE * len(failed):
+def _require_few_failed(source: SlideSource, n_failed: int, n_tiles: int) -> None:
+    """As soon as it is known, so that no hours go into a slide that will be refused."""
+    if n_failed > MAX_FAILED_SHARE * n_tiles:
         message = (
-            f"{source.path}: {int(failed.sum())} of {len(failed)} tiles cannot be read, more than"
-            f" {MAX_FAILED_SHARE:.1%}; copy the slide again, or leave it out of --slides"
+            f"{source.path}: at least {n_failed} of {n_tiles} tiles cannot be read, more than {MAX_FAILED_SHARE:.1%};"
+            " copy the slide again, or leave it out of --slides"
         )
-        raise SlideError(source.path, "too many failed tiles", message)
+        raise SlideError(source.path, "corrupt tile", message)
 
 
 def _versions(work: ExtractWork, backbone: LoadedBackbone) -> dict[str, str]:

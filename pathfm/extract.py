@@ -8,12 +8,15 @@ from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import TYPE_CHECKING, Any
 
 from pathfm.backbones import Precision, find_backbone, require_tiles
-from pathfm.embed import ExtractWork, extract_slide, loaded_backbone, set_aside_if_withdrawn, why_stale
-from pathfm.embeddings import embeddings_folder_name, recipe_differences
-from pathfm.errors import EmbeddingsStaleError, InputError, SlideError, SlidesFailedError
+from pathfm.embed import Extracted, ExtractWork, extract_slide, loaded_backbone, set_aside_if_withdrawn
+from pathfm.embeddings import embeddings_folder_name, read_embeddings, recipe_differences
+from pathfm.errors import EmbeddingsBusyError, EmbeddingsStaleError, InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
+from pathfm.isolation import Limits
 from pathfm.progress import log_to, logger, progress
+from pathfm.reading import Reading
 from pathfm.recipe import recipe_for, settings_of
+from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads the annotation
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
@@ -43,17 +46,20 @@ class ExtractResult:
         folder: where the files of its recipe are.
         done: ids of the slides that were embedded.
         skipped: ids of those whose file was there and proven.
+        empty: those of them without a tile of tissue, as rows for failures.csv: a result, but nothing to learn from.
         failed: those that could not be used, with their reasons.
     """
 
     folder: Path
     done: tuple[str, ...]
     skipped: tuple[str, ...]
+    empty: tuple[Failure, ...]
     failed: tuple[Failure, ...]
 
     def __str__(self) -> str:
         """A line for the terminal."""
         counts = [f"{len(self.done)} slides embedded", f"{len(self.skipped)} were already"]
+        counts += [f"{len(self.empty)} of them without tissue"] if self.empty else []
         counts += [f"{len(self.failed)} failed"] if self.failed else []
         return f"{', '.join(counts)}; the embeddings are in {self.folder}"
 
@@ -70,10 +76,13 @@ def extract(
     precision: Precision = "float32",
     batch_size: int = 32,
     workers: int | None = None,
+    digest: DigestKind = "sha256",
+    limits: Limits = Limits(),
 ) -> ExtractResult:
     """Embeds every slide into `<out>/<backbone>-<recipe8>/<slide_id>.h5` and lists those that failed in `<out>/failures.csv`.
 
-    A file that is there is left alone only when it is whole and says the same slide, scale, tissue and recipe.
+    A file that is there is left alone only when it is whole and says the same slide, scale, tissue and recipe. Stop it
+    however you like: the same command goes on inside the slide, and several may work on one folder at a time.
 
     Args:
         slides: folders, slide files or cohort tables (.csv).
@@ -86,7 +95,10 @@ def extract(
         device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps.
         precision: of the backbone's matrix products; embeddings are stored as float16.
         batch_size: tiles in a forward pass.
-        workers: threads that read tiles; as many as there are cores, up to 8, where not given.
+        workers: processes that read tiles; as many as there are cores, up to 8, where not given.
+        digest: what a slide is known by, to notice that it changed: sha256 reads every byte; quick (its size and
+            OpenSlide's quickhash) does not, and misses a change of the same size in the pixels of a large level.
+        limits: what a process that reads may take.
 
     Raises:
         SlidesFailedError: at the very end, when some slides failed.
@@ -96,7 +108,9 @@ def extract(
     """
     sources = find_slides(slides, mpp_override)
     with log_to(out / "pathfm-extract.log"):
-        work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, batch_size, workers)
+        work = plan_extraction(
+            backbone, tiles, tissue, outlines, device, precision, batch_size, workers, digest, limits
+        )
         result = extract_slides(sources, work, out)
     if result.failed:
         raise SlidesFailedError(len(result.failed), len(sources), out / FAILURES)
@@ -161,6 +175,8 @@ def plan_extraction(
     precision: Precision = "float32",
     batch_size: int = 32,
     workers: int | None = None,
+    digest: DigestKind = "sha256",
+    limits: Limits = Limits(),
 ) -> ExtractWork:
     """Loads the backbone and settles everything that is the same for all slides, recipe included; picklable.
 
@@ -181,17 +197,23 @@ def plan_extraction(
         backbone=backbone,
         device=device,
         precision=precision,
-        tiles=resolved,
-        tissue=tissue,
-        outlines=outlines,
+        reading=Reading(
+            tiles=resolved,
+            tissue=tissue,
+            outlines=outlines,
+            digest=digest,
+            workers=min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers,
+            limits=limits,
+        ),
         recipe=recipe_for(identity, resolved, tissue, outlines=outlines is not None),
         batch_size=batch_size,
-        workers=min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers,
     )
 
 
 def extract_slides(sources: Sequence[SlideSource], work: ExtractWork, out: Path) -> ExtractResult:
     """Does the work on every slide, goes on past those that fail, and writes failures.csv; raises nothing for a slide.
+
+    A slide that another process is writing is left to it, and looked at again at the end.
 
     Raises:
         BackboneError: the backbone's embeddings are not finite.
@@ -199,32 +221,65 @@ def extract_slides(sources: Sequence[SlideSource], work: ExtractWork, out: Path)
     """
     folder = out / embeddings_folder_name(work.recipe)
     logger.info("extract: %d slides into %s", len(sources), folder)
-    done: list[str] = []
-    skipped: list[str] = []
-    failed: list[Failure] = []
-    for source in progress(sources, "extract"):
+    run = _Run(work, out, folder)
+    left = [source for source in progress(sources, "extract") if not run.take(source, wait=False)]
+    for source in left:
+        logger.info("%s: another process is writing it; waiting", source.slide_id)
+        run.take(source, wait=True)
+    write_failures(out / FAILURES, run.failures)
+    return run.result()
+
+
+class _Run:
+    """What has become of the slides of a run so far."""
+
+    def __init__(self, work: ExtractWork, out: Path, folder: Path) -> None:
+        self._work, self._out, self._folder = work, out, folder
+        self._done: list[str] = []
+        self._skipped: list[str] = []
+        self._empty: list[Failure] = []
+        self._failed: list[Failure] = []
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The rows of failures.csv."""
+        return [*self._failed, *self._empty]
+
+    def result(self) -> ExtractResult:
+        """What the run did."""
+        return ExtractResult(
+            folder=self._folder,
+            done=tuple(self._done),
+            skipped=tuple(self._skipped),
+            empty=tuple(self._empty),
+            failed=tuple(self._failed),
+        )
+
+    def take(self, source: SlideSource, *, wait: bool) -> bool:
+        """Does a slide; False where another process is at it."""
+        path = self._folder / f"{source.slide_id}.h5"
         try:
-            embedded = _extract_if_stale(source, work, folder / f"{source.slide_id}.h5")
+            made = extract_slide(source, self._work, path, wait=wait)
+        except EmbeddingsBusyError:
+            return False
         except SlideError as error:
             logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
-            failed.append(Failure.of(source.slide_id, error))
-            set_aside_if_withdrawn(source, folder / f"{source.slide_id}.h5", error)
+            self._failed.append(Failure.of(source.slide_id, error))
+            set_aside_if_withdrawn(source, self._work, path, error)
         else:
-            (done if embedded else skipped).append(source.slide_id)
-        write_failures(out / FAILURES, failed)
-    return ExtractResult(folder=folder, done=tuple(done), skipped=tuple(skipped), failed=tuple(failed))
+            self._note(source, path, made)
+        write_failures(self._out / FAILURES, self.failures)
+        return True
 
-
-def _extract_if_stale(source: SlideSource, work: ExtractWork, path: Path) -> bool:
-    """Whether the slide had to be embedded."""
-    stale = why_stale(source, work, path)
-    if stale is None:
-        logger.info("%s: skipped, its file is whole and up to date", source.slide_id)
-        return False
-    if path.exists():
-        logger.warning("%s: made again, for %s", source.slide_id, stale)
-    logger.info("%s", extract_slide(source, work, path))
-    return True
+    def _note(self, source: SlideSource, path: Path, made: Extracted | None) -> None:
+        if made is None:
+            logger.info("%s: skipped, its file is whole and up to date", source.slide_id)
+        else:
+            logger.info("%s", made)
+        (self._skipped if made is None else self._done).append(source.slide_id)
+        if not len(read_embeddings(path, "shape").coords):
+            message = f"{source.path} has no tile with enough tissue; look at it with pathfm tile, or draw its tissue for --outlines"
+            self._empty.append(Failure.of(source.slide_id, SlideError(source.path, "no tissue", message)))
 
 
 def _require_at_least_one(name: str, value: int) -> None:

@@ -295,7 +295,7 @@ class Slide:
             message = (
                 f"{self.path} cannot be decoded at ({x_px0}, {y_px0}), level {level} ({said}); copy the slide again"
             )
-            raise TileUnreadableError(self.path, "tile unreadable", message) from error
+            raise TileUnreadableError(self.path, "corrupt tile", message) from error
         self._replace(handle, fresh)
         return pixels
 

@@ -74,7 +74,7 @@ def slide_digest(path: Path, kind: DigestKind = "sha256") -> str:
         SlideUnreadableError: it cannot be opened for its quickhash.
     """
     if kind == "quick" and (quickhash := _quickhash(path)):
-        return f"quick:{sum(file.stat().st_size for file in series_files(path))}:{quickhash}"
+        return f"quick:{_bytes_of(path)}:{quickhash}"
     digests = sorted(sha256_file(file) for file in series_files(path))
     return "sha256:" + (digests[0] if len(digests) == 1 else sha256_text("\n".join(digests)))
 
@@ -82,6 +82,22 @@ def slide_digest(path: Path, kind: DigestKind = "sha256") -> str:
 def digest_kind(digest: str) -> DigestKind:
     """The kind that a digest is of, so that a slide can be compared with it."""
     return "quick" if digest.startswith("quick:") else "sha256"
+
+
+def slide_changed(path: Path, digest: str) -> bool:
+    """Whether a slide is another than the one that a digest was taken of.
+
+    Raises:
+        OSError: it cannot be read.
+        SlideUnreadableError: as by `slide_digest`; not for a quick digest where the size alone tells.
+    """
+    if digest_kind(digest) == "quick" and int(digest.split(":")[1]) != _bytes_of(path):
+        return True
+    return slide_digest(path, digest_kind(digest)) != digest
+
+
+def _bytes_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in series_files(path))
 
 
 def _quickhash(path: Path) -> str:

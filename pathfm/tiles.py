@@ -1,19 +1,15 @@
-"""The grid of tiles over a slide's tissue, and reading it in order with bounded look-ahead."""
+"""The grid of tiles over a slide's tissue."""
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pathfm.errors import InputError, MppError, TileUnreadableError
+from pathfm.errors import InputError, MppError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from pathfm.slide import Slide
@@ -85,25 +81,6 @@ class Tiles:
         return len(self.coords)
 
 
-@dataclass(frozen=True, eq=False)
-class TileBatch:
-    """Rows `start` to `stop` of the coords, read.
-
-    Attributes:
-        start: first row of the batch.
-        stop: one past its last row.
-        pixels: uint8 (k, size_px, size_px, 3), RGB, of the tiles that could be read, in order.
-        rows: int64 (k,), the row of coords that each of `pixels` belongs to.
-        failed: int64 (stop - start - k,), the rows that could not be read; nothing stands in for them.
-    """
-
-    start: int
-    stop: int
-    pixels: NDArray[np.uint8]
-    rows: NDArray[np.int64]
-    failed: NDArray[np.int64]
-
-
 def tile_slide(slide: Slide, mask: TissueMask, spec: TileSpec) -> Tiles:
     """The tiles of a slide that hold enough tissue.
 
@@ -162,52 +139,6 @@ def require_scan_fine_enough(slide: Slide, spec: TileSpec) -> None:
             f" pass --tiles.mpp {slide.mpp:.3g} or more, or --tiles.allow_upsampling true"
         )
         raise MppError(slide.path, "upsampling", message)
-
-
-def read_tiles(
-    slide: Slide, coords: NDArray[np.int32], size_px: int, mpp: float, batch_size: int = 32, workers: int = 1
-) -> Iterator[TileBatch]:
-    """Reads tiles in the order of `coords`, a batch at a time.
-
-    Batch i holds rows `i * batch_size` onwards whatever the number of workers, so a run can stop after any batch and go
-    on from the next. At most one batch and two tiles a worker are read ahead.
-
-    Args:
-        slide: the slide; stays open until the iterator ends.
-        coords: int32 (n, 2), level-0 pixels.
-        size_px: width and height of a tile.
-        mpp: microns per pixel of a tile.
-        batch_size: tiles in a batch; the last may be smaller.
-        workers: threads that read.
-    """
-    with ThreadPoolExecutor(max(1, workers), "read-tiles") as pool:
-        ahead: deque[Future[NDArray[np.uint8] | None]] = deque()
-        queued = 0
-        try:
-            for start in range(0, len(coords), batch_size):
-                stop = min(start + batch_size, len(coords))
-                upto = min(stop + batch_size + 2 * workers, len(coords))
-                ahead += [pool.submit(_read_or_none, slide, xy, size_px, mpp) for xy in coords[queued:upto]]
-                queued = max(queued, upto)
-                yield _batch(start, [ahead.popleft().result() for _ in range(start, stop)], size_px)
-        finally:
-            for future in ahead:
-                future.cancel()
-
-
-def _batch(start: int, tiles: list[NDArray[np.uint8] | None], size_px: int) -> TileBatch:
-    read = np.array([tile is not None for tile in tiles], bool)
-    pixels = [tile for tile in tiles if tile is not None]
-    rows = np.arange(start, start + len(tiles))
-    stacked = np.stack(pixels) if pixels else np.zeros((0, size_px, size_px, 3), np.uint8)
-    return TileBatch(start, start + len(tiles), stacked, rows[read], rows[~read])
-
-
-def _read_or_none(slide: Slide, xy: NDArray[np.int32], size_px: int, mpp: float) -> NDArray[np.uint8] | None:
-    try:
-        return slide.read_tile(int(xy[0]), int(xy[1]), size_px, mpp)
-    except TileUnreadableError:
-        return None
 
 
 def _starts(length_px0: int, extent_px0: float, stride_px0: float) -> NDArray[np.int64]:

@@ -28,12 +28,14 @@ from pathfm.errors import (
     InputError,
     SlideError,
     SlidesFailedError,
+    SlideUnreadableError,
     TileSpecMismatchError,
 )
 from pathfm.extract import extract, extract_like, extract_slide, extract_slides, plan_extraction
 from pathfm.files import write_json
+from pathfm.reading import identify
 from pathfm.recipe import recipe_for, settings_of
-from pathfm.slide import open_slide, slide_digest
+from pathfm.slide import open_slide
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pathfm.extract import ExtractResult
+    from pathfm.slidefiles import DigestKind
+    from pathfm.sources import SlideSource
 
 MPP = 0.5
 SPEC = TileSpec(size_px=64, mpp=1.0)
@@ -154,13 +158,20 @@ def test_the_same_slides_give_the_same_bytes_whatever_the_threads_and_the_place(
     assert files_of(first.folder) == files_of(second.folder)
 
 
-def test_a_slide_that_changed_is_embedded_again(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out").folder
+@pytest.mark.parametrize("kind", ["sha256", "quick"])
+def test_a_slide_that_changed_is_embedded_again(slides: Path, tmp_path: Path, kind: DigestKind) -> None:
+    folder = run(slides, tmp_path / "out", digest=kind).folder
     before = files_of(folder)
+    assert read_embeddings(folder / "b.h5").slide_digest.startswith(f"{kind}:")
     write_slide(slides / "b.tiff", seed=9)
-    assert run(slides, tmp_path / "out").done == ("b",)
+    assert run(slides, tmp_path / "out", digest=kind).done == ("b",)
     assert files_of(folder)["b.h5"] != before["b.h5"]
     assert "b: made again, for slide_digest is" in log_of(tmp_path / "out")
+
+
+def test_another_kind_of_digest_makes_no_file_again(slides: Path, tmp_path: Path) -> None:
+    run(slides, tmp_path / "out", digest="quick")
+    assert run(slides, tmp_path / "out", digest="sha256").skipped == ("a", "b", "c")
 
 
 def test_the_embeddings_of_a_slide_that_was_damaged_since_are_put_out_of_reach(slides: Path, tmp_path: Path) -> None:
@@ -200,10 +211,9 @@ def test_the_embeddings_of_an_outline_that_is_withdrawn_are_put_out_of_reach(sli
 def test_the_embeddings_of_a_slide_with_too_many_unreadable_tiles_are_put_out_of_reach(
     slides: Path, tmp_path: Path
 ) -> None:
-    source = find_slides([slides])[0]
-    error = SlideError(source.path, "too many failed tiles", "")
+    source, work = find_slides([slides])[0], plan_extraction("colour", SPEC, device="cpu")
     path = run(slides, tmp_path / "out").folder / "a.h5"
-    set_aside_if_withdrawn(source, path, error)
+    set_aside_if_withdrawn(source, work, path, SlideError(source.path, "corrupt tile", ""))
     assert sorted(find_embeddings(path.parent)) == ["b", "c"]
 
 
@@ -213,12 +223,12 @@ def test_a_slide_that_the_system_refuses_fails_alone_and_keeps_its_embeddings(
     out = tmp_path / "out"
     folder = run(slides, out).folder
 
-    def refusing(path: Path) -> str:
-        if path.name == "b.tiff":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return slide_digest(path)
+    def refusing(source: SlideSource, how: Any) -> dict[str, Any]:
+        if source.slide_id == "b":
+            raise SlideUnreadableError(source.path, "permission", "may not be read")
+        return identify(source, how)
 
-    monkeypatch.setattr("pathfm.embed.slide_digest", refusing)  # a test that runs as root is refused nothing
+    monkeypatch.setattr("pathfm.embed.identify", refusing)  # a test that runs as root is refused nothing
     with pytest.raises(SlidesFailedError):
         run(slides, out)
     assert [(row["slide_id"], row["reason"]) for row in failures(out)] == [("b", "permission")]
@@ -289,6 +299,7 @@ def test_a_slide_without_tissue_is_a_result(slides: Path, tmp_path: Path) -> Non
     assert found.features.shape == (0, load_backbone("colour", "cpu").row.dim)
     assert np.isnan(found.mean_rgb).all()
     assert "a: done, no tissue" in log_of(tmp_path / "out")
+    assert [(row["slide_id"], row["reason"]) for row in failures(tmp_path / "out")] == [("a", "no tissue")]
     assert run(slides, tmp_path / "out").skipped == ("a", "b", "c")
 
 
@@ -325,8 +336,8 @@ def test_a_slide_with_too_many_unreadable_tiles_is_refused(tmp_path: Path) -> No
     with pytest.raises(SlidesFailedError):
         run(slides, tmp_path / "out", tiles=TileSpec(32, MPP))
     (row,) = failures(tmp_path / "out")
-    assert row["reason"] == "too many failed tiles"
-    assert "8 of 1024 tiles" in row["message"]
+    assert row["reason"] == "corrupt tile"
+    assert "at least 6 of 1024 tiles" in row["message"]
     assert list((tmp_path / "out").rglob("*.h5")) == []
 
 
@@ -361,7 +372,7 @@ def test_a_full_disk_stops_the_run_with_one_error(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("pathfm.files.os.fsync", full)
-    with pytest.raises(DiskFullError, match=r"a\.h5"):
+    with pytest.raises(DiskFullError, match=r"a\.part"):
         run(slides, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").rglob("*.h5*")] == []
 

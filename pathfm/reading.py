@@ -1,0 +1,228 @@
+"""Slides as an extraction reads them: in processes of their own, under a deadline and a memory limit, a batch at a time."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pathfm.errors import SlideError, SlideUnreadableError, TileUnreadableError
+from pathfm.files import is_disk_full
+from pathfm.isolation import Limits, isolated
+from pathfm.outlines import tissue_of
+from pathfm.slidefiles import slide_changed, slide_digest
+from pathfm.tiles import require_scan_fine_enough, tile_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pathfm.errors import Reason
+    from pathfm.isolation import Call
+    from pathfm.slide import Slide
+    from pathfm.slidefiles import DigestKind
+    from pathfm.sources import SlideSource
+    from pathfm.tiles import Tiles, TileSpec
+    from pathfm.tissue import TissueSpec
+
+_SURVEY_DEADLINES = 20  # the overview may have to be made from all of the largest level
+_run = count()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a slide before its tiles are read; picklable.
+
+    Attributes:
+        digest: what it is known by.
+        size_px0: (width, height) of level 0.
+        mpp: microns per pixel of level 0.
+        mpp_source: where that is from.
+        tissue_sha256: digest of its tissue mask.
+        tissue_mm2: area of its tissue.
+        tiles: the grid over it.
+    """
+
+    digest: str
+    size_px0: tuple[int, int]
+    mpp: float
+    mpp_source: str
+    tissue_sha256: str
+    tissue_mm2: float
+    tiles: Tiles
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How slides are read; picklable.
+
+    Attributes:
+        tiles: the resolved tile spec.
+        tissue: the tissue spec.
+        outlines: folder of hand-made outlines, None without.
+        digest: what a slide is known by.
+        workers: processes that read.
+        limits: of each of them.
+    """
+
+    tiles: TileSpec
+    tissue: TissueSpec
+    outlines: Path | None
+    digest: DigestKind
+    workers: int
+    limits: Limits
+
+
+@dataclass(frozen=True, eq=False)
+class TileBatch:
+    """Rows `start` to `stop` of the coords, read.
+
+    Attributes:
+        start: first row of the batch.
+        stop: one past its last row.
+        pixels: uint8 (k, size_px, size_px, 3), RGB, of the tiles that could be read, in order.
+        failed: bool (stop - start,), which of the rows could not be read; nothing stands in for them.
+    """
+
+    start: int
+    stop: int
+    pixels: NDArray[np.uint8]
+    failed: NDArray[np.bool_]
+
+
+def survey(source: SlideSource, how: Reading) -> Survey:
+    """Opens a slide, takes its digest, finds its tissue and lays the grid.
+
+    Raises:
+        SlideError: it cannot be used; the reason is typed.
+        InputError: the tiles cannot be laid on it.
+    """
+    limits = replace(how.limits, deadline_s=how.limits.deadline_s * _SURVEY_DEADLINES)
+    return isolated(source.path, limits, how.workers, _survey, source, how).result()
+
+
+def read_tiles(
+    source: SlideSource, tiles: Tiles, batch_size: int, workers: int, limits: Limits = Limits(), first_row: int = 0
+) -> Iterator[TileBatch]:
+    """Reads tiles in the order of their coords, a batch at a time.
+
+    Batch i holds rows `i * batch_size` onwards whatever the number of workers, so a run can stop after any batch and go
+    on from the next. At most one batch and two tiles a worker are read ahead.
+
+    Args:
+        source: the slide.
+        tiles: its grid.
+        batch_size: tiles in a batch; the last may be smaller.
+        workers: processes that read.
+        limits: of each of them.
+        first_row: where to start; a multiple of the batch size.
+
+    Raises:
+        SlideError: a tile took too long, or its process died: such a slide is not trusted further.
+    """
+    job, queued = (os.getpid(), next(_run)), first_row
+    ahead: deque[Call[NDArray[np.uint8] | None]] = deque()
+    try:
+        for start in range(first_row, len(tiles), batch_size):
+            stop = min(start + batch_size, len(tiles))
+            upto = min(stop + batch_size + 2 * workers, len(tiles))
+            for x, y in tiles.coords[queued:upto].tolist():
+                place = (x, y, tiles.size_px, tiles.mpp)
+                ahead.append(isolated(source.path, limits, workers, _read_tile, source, job, place))
+            queued = max(queued, upto)
+            yield _batch(start, [ahead.popleft().result() for _ in range(start, stop)], tiles.size_px)
+    finally:
+        for call in ahead:
+            call.cancel()
+
+
+def identify(source: SlideSource, how: Reading) -> dict[str, Any]:
+    """What decides an embedding beside the recipe, under the names that `Embeddings` has for it.
+
+    Raises:
+        SlideError: the slide cannot be used; the reason is typed.
+    """
+    limits = replace(how.limits, deadline_s=how.limits.deadline_s * _SURVEY_DEADLINES)
+    return isolated(source.path, limits, how.workers, _identify, source, how).result()
+
+
+def has_changed(source: SlideSource, how: Reading, digest: str) -> bool:
+    """Whether a slide is surely another than the one that a digest was taken of; what cannot be read need not be."""
+    limits = replace(how.limits, deadline_s=how.limits.deadline_s * _SURVEY_DEADLINES)
+    try:
+        return isolated(source.path, limits, how.workers, slide_changed, source.path, digest).result()
+    except (OSError, SlideError):
+        return False
+
+
+@contextmanager
+def _reading(source: SlideSource) -> Iterator[Slide]:
+    """The open slide; what the system refuses while it is read is a failure of this slide, not of the run."""
+    try:
+        with source.open() as slide:
+            yield slide
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        reason: Reason = "permission" if isinstance(error, PermissionError) else "unreadable"
+        what = error.filename or source.path
+        message = f"{what} cannot be read to its end ({error.strerror or error}); check the file, its permissions and its disk"
+        raise SlideUnreadableError(source.path, reason, message) from error
+
+
+def _survey(source: SlideSource, how: Reading) -> Survey:
+    with _reading(source) as slide:
+        mask = tissue_of(slide, how.tissue, how.outlines)
+        return Survey(
+            digest=slide_digest(source.path, how.digest),
+            size_px0=slide.size_px0,
+            mpp=slide.mpp,
+            mpp_source=slide.mpp_source,
+            tissue_sha256=mask.sha256,
+            tissue_mm2=mask.area_mm2,
+            tiles=tile_slide(slide, mask, how.tiles),
+        )
+
+
+def _identify(source: SlideSource, how: Reading) -> dict[str, Any]:
+    with _reading(source) as slide:
+        require_scan_fine_enough(slide, how.tiles)  # the recipe does not say whether upsampling was allowed
+        facts = {
+            "slide_id": source.slide_id,
+            "slide_digest": slide_digest(source.path, how.digest),
+            "mpp": slide.mpp,
+            "mpp_source": slide.mpp_source,
+        }
+        if how.outlines is not None:
+            facts["tissue_sha256"] = tissue_of(slide, how.tissue, how.outlines).sha256
+    return facts
+
+
+def _read_tile(
+    source: SlideSource, job: tuple[int, int], place: tuple[int, int, int, float]
+) -> NDArray[np.uint8] | None:
+    """One tile, None where it cannot be decoded."""
+    try:
+        return _opened(source, job).read_tile(*place)
+    except TileUnreadableError:
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(source: SlideSource, _job: tuple[int, int]) -> Slide:
+    """The slide of this process, opened once a job; the one before closes itself when it is let go."""
+    return source.open()
+
+
+def _batch(start: int, tiles: list[NDArray[np.uint8] | None], size_px: int) -> TileBatch:
+    pixels = [tile for tile in tiles if tile is not None]
+    stacked = np.stack(pixels) if pixels else np.zeros((0, size_px, size_px, 3), np.uint8)
+    return TileBatch(start, start + len(tiles), stacked, np.array([tile is None for tile in tiles], bool))

@@ -207,9 +207,10 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 def _has_changed(source: SlideSource, work: ExtractWork, path: Path) -> bool:
     try:
-        return has_changed(source, work.reading, read_embeddings(path).slide_digest)
-    except (OSError, EmbeddingsError):
-        return False  # damaged embeddings are refused anyway
+        digest = read_embeddings(path).slide_digest
+        return has_changed(source, digest, work.reading.workers, work.reading.limits)
+    except (OSError, SlideError, EmbeddingsError):
+        return False  # what cannot be read now need not have changed; damaged embeddings are refused anyway
 
 
 def _backbone_of(work: ExtractWork) -> LoadedBackbone:

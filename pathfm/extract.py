@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathfm.backbones import Precision, find_backbone, require_tiles
@@ -147,12 +147,25 @@ def extract_like(
         InputError: slides that cannot be used, or a recipe that pathfm never wrote.
         BackboneError: the backbone cannot be loaded.
     """
+    sources = find_slides(list(slides), mpp_override)
+    work = plan_like(recipe, outlines, device, backbone, allow_upsampling=allow_upsampling)
+    return extract_slides(sources, work, out)
+
+
+def plan_like(
+    recipe: dict[str, Any],
+    outlines: Path | None = None,
+    device: str = "auto",
+    backbone: str | None = None,
+    *,
+    allow_upsampling: bool = False,
+) -> ExtractWork:
+    """The work that gives embeddings of a recipe; arguments and errors as of `extract_like`."""
     settings = settings_of(recipe)
     name = backbone or settings.backbone
     if backbone is None and name.startswith("local-dir:"):
         message = f"the embeddings were made with {name}; pass --backbone local-dir:/folder, where that lies here"
         raise InputError(message)
-    sources = find_slides(list(slides), mpp_override)
     tiles = replace(settings.tiles, allow_upsampling=allow_upsampling)
     work = plan_extraction(name, tiles, settings.tissue, outlines, device, settings.precision)
     tissue_here = work.recipe["tissue"] | {"method": recipe["tissue"]["method"]}
@@ -162,8 +175,8 @@ def extract_like(
             f"slides cannot be embedded here as the recipe says: {'; '.join(differing[:3])};"
             " install the same weights and the pathfm version that made it"
         )
-        raise EmbeddingsStaleError(out, message)
-    return extract_slides(sources, replace(work, recipe=recipe), out)
+        raise EmbeddingsStaleError(Path(embeddings_folder_name(recipe)), message)
+    return replace(work, recipe=recipe)
 
 
 def plan_extraction(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pathfm.errors import SlideError, SlideUnreadableError, TileUnreadableError
+from pathfm.errors import SlideUnreadableError, TileUnreadableError
 from pathfm.files import is_disk_full
 from pathfm.isolation import Limits, isolated
 from pathfm.outlines import tissue_of
@@ -154,13 +154,15 @@ def identify(source: SlideSource, how: Reading) -> dict[str, Any]:
     return isolated(source.path, limits, how.workers, _identify, source, how).result()
 
 
-def has_changed(source: SlideSource, how: Reading, digest: str) -> bool:
-    """Whether a slide is surely another than the one that a digest was taken of; what cannot be read need not be."""
-    limits = replace(how.limits, deadline_s=how.limits.deadline_s * _SURVEY_DEADLINES)
-    try:
-        return isolated(source.path, limits, how.workers, slide_changed, source.path, digest).result()
-    except (OSError, SlideError):
-        return False
+def has_changed(source: SlideSource, digest: str, workers: int = 1, limits: Limits = Limits()) -> bool:
+    """Whether a slide is another than the one that a digest was taken of.
+
+    Raises:
+        OSError: it cannot be read.
+        SlideError: it cannot be opened, where its digest asks for that.
+    """
+    limits = replace(limits, deadline_s=limits.deadline_s * _SURVEY_DEADLINES)
+    return isolated(source.path, limits, workers, slide_changed, source.path, digest).result()
 
 
 @contextmanager

@@ -21,9 +21,8 @@ from pathfm.embeddings import (
     require_one_recipe,
     write_embeddings,
 )
-from pathfm.errors import DiskFullError, EmbeddingsDamagedError, EmbeddingsStaleError, PathfmError, SeveralRecipesError
+from pathfm.errors import DiskFullError, EmbeddingsDamagedError, EmbeddingsStaleError, SeveralRecipesError
 from pathfm.guarded import sealed
-from pathfm.verify import verify
 
 RECIPE: dict[str, Any] = {
     "backbone": {"name": "colour", "dim": 5},
@@ -298,23 +297,3 @@ def test_a_stale_recipe_names_the_key_that_differs() -> None:
     assert recipe_differences(other, RECIPE) == ["tiles.mpp is 1.0, wanted 0.5"]
     with pytest.raises(EmbeddingsStaleError, match=r"tiles\.mpp is 1\.0, wanted 0\.5"):
         require_one_recipe([(None, embeddings()), (None, embeddings(recipe=other))])  # type: ignore[list-item]
-
-
-def test_verify_counts_the_good_and_names_the_bad(tmp_path: Path) -> None:
-    folder = tmp_path / embeddings_folder_name(RECIPE)
-    for name in ("a", "b", "c"):
-        write_embeddings(folder / f"{name}.h5", embeddings(slide_id=name))
-    assert verify(tmp_path).startswith("3 files verified")
-    data = bytearray((folder / "b.h5").read_bytes())
-    data[data.index(embeddings().features.tobytes()) + 3] ^= 4
-    (folder / "b.h5").write_bytes(data)
-    (folder / "c.h5").rename(folder / "d.h5")
-    with pytest.raises(PathfmError, match=r"2 of 3 files .* b\.h5, d\.h5"):
-        verify(tmp_path)
-
-
-def test_verify_finds_a_file_that_strayed_from_another_recipe(tmp_path: Path) -> None:
-    other = RECIPE | {"tiles": RECIPE["tiles"] | {"mpp": 1.0}}
-    write_embeddings(tmp_path / embeddings_folder_name(RECIPE) / "a.h5", embeddings(recipe=other))
-    with pytest.raises(PathfmError, match=r"1 of 1 files"):
-        verify(tmp_path)

@@ -48,6 +48,7 @@ HOUSE: dict[int, dict[str, str]] = {
         "tiles": "imaging",
         "sources": "imaging",
         "overlay": "imaging",
+        "layouts": "hinge",
     },
     4: {
         "fit": "learning",
@@ -57,6 +58,7 @@ HOUSE: dict[int, dict[str, str]] = {
         "reading": "imaging",
         "embed": "imaging",
         "extract": "imaging",
+        "imported": "imaging",
     },
     5: {
         "controls": "both",
@@ -65,6 +67,8 @@ HOUSE: dict[int, dict[str, str]] = {
         "crossval": "both",
         "heatmap": "both",
         "preview": "both",
+        "recheck": "both",
+        "convert": "both",
         "verify": "both",
     },
     6: {"report_data": "both", "report": "both", "doctor": "both"},

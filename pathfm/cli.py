@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from pathfm.errors import DiskFullError, InputError, PathfmError, UnknownNameError
 from pathfm.files import write_text
+from pathfm.privacy import make_folder
 from pathfm.progress import logger
+from pathfm.scrub import WITHHELD, Scrubber
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
 # command: (module:function, what it does); imported only when asked for, so that --help is quick.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,6 +38,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backbones": ("pathfm.backbones:backbones", "the table of backbones"),
     "tile": ("pathfm.preview:tile", "tissue and tile grid, without a backbone"),
     "extract": ("pathfm.extract:extract", "slides to embeddings files"),
+    "import": (
+        "pathfm.convert:import_embeddings",
+        "features of CLAM, TRIDENT, STAMP, AtlasPatch, slideflow to embeddings files",
+    ),
+    "export": ("pathfm.convert:export_embeddings", "embeddings files to what CLAM, TRIDENT or STAMP read"),
     "verify": ("pathfm.verify:verify", "prove that every embeddings file is complete and unchanged"),
     "train": ("pathfm.train:train", "cohort and embeddings to a model directory"),
     "crossval": ("pathfm.crossval:crossval", "cross-validation by patient, with figures and intervals"),
@@ -103,7 +110,10 @@ def _dispatch(words: list[str]) -> int:
     ready = parser.instantiate(settings)
     keywords = {key: value for key, value in ready.items() if key != "config"}
     if not _writes_one_file(keywords.get("out")):
-        write_text(Path(keywords["out"]) / f"pathfm-{command}.yaml", parser.dump(settings))
+        if keywords.get("pseudonymise"):
+            make_folder(Path(keywords["out"]))
+            settings = _without_names(settings)
+        write_text(Path(keywords["out"]) / f"pathfm-{command}.yaml", parser.dump(settings, skip_validation=True))
     result = function(**keywords)
     if result is not None:
         _print(result)
@@ -111,7 +121,41 @@ def _dispatch(words: list[str]) -> int:
     return 0
 
 
+def _without_names(settings: Namespace) -> Namespace:
+    """The settings without the paths that may name people; to run from them these have to be said again."""
+    shown = settings.clone()
+    for name in ("slides", "cohort", "outlines", "features", "coords", "config", "pseudonymise"):
+        if shown.get(name) is not None:
+            shown[name] = [WITHHELD] if isinstance(shown[name], list) else WITHHELD
+    return shown
+
+
 def _parse(parser: ArgumentParser, command: str, options: list[str]) -> Any:
+    """The settings; what is wrong with the options is said without their values where these may name people."""
+    try:
+        return _settings(parser, command, options)
+    except InputError as error:
+        raise InputError(_said_to(options)(str(error))) from error
+
+
+def _said_to(options: list[str]) -> Callable[[str], str]:
+    """Hides the values on the command line, and the words of its config files, where one of them says `pseudonymise`."""
+    values = [part for word in options for part in word.split("=", 1) if not part.startswith("--")]
+    configs = [path.read_text(encoding="utf-8", errors="replace") for path in map(Path, values) if _is_config(path)]
+    if not any("pseudonymise" in text for text in (*options, *configs)):
+        return str
+    scrubber = Scrubber()
+    for word in (*values, *(word for text in configs for word in re.findall(r"[^\s'\"\[\]{},]+", text))):
+        if not word.endswith(":"):
+            scrubber.learn(word, WITHHELD)
+    return scrubber
+
+
+def _is_config(path: Path) -> bool:
+    return path.suffix.lower() in (".yaml", ".yml") and path.is_file()
+
+
+def _settings(parser: ArgumentParser, command: str, options: list[str]) -> Any:
     from jsonargparse import ArgumentError
 
     known = sorted({name for action in parser._actions for name in action.option_strings if name.startswith("--")})

@@ -7,10 +7,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from pathfm.errors import CohortError, LeakageError, UnknownNameError
+
+if TYPE_CHECKING:
+    from pathfm.privacy import Pseudonyms
 
 # Headers of CLAM (case_id, slide_id, label) and STAMP (PATIENT, FILENAME) are read as ours.
 _ALIASES = {"case_id": "patient_id", "PATIENT": "patient_id", "FILENAME": "slide_id"}
@@ -22,6 +26,8 @@ SLIDE_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
 """Suffixes of plain images; they state no mpp."""
 _FILE_SUFFIXES = SLIDE_SUFFIXES | IMAGE_SUFFIXES | {".h5", ".pt"}
+PSEUDONYMOUS = Path("the cohort table")
+"""The `source` of a cohort whose ids are pseudonyms: its file may be called after somebody."""
 _MISSING = ("na", "n/a", "nan", "null")
 _SPLITS = ("train", "val", "test")
 
@@ -31,16 +37,19 @@ class Cohort:
     """A table with one row a slide.
 
     Attributes:
-        source: the file it was read from.
-        table: columns `slide_id` and `patient_id` (text, never empty), `path` (absolute `Path` or None), `site` (text,
-            "" unknown), `mpp` (float, NaN not stated), `split` ("train", "val", "test" or ""), then every other column
-            of the file as text ("" where empty). Optional columns that the file lacks are present and empty.
+        source: the file it was read from, for messages and reports; no name of a file where ids are pseudonyms.
+        table: columns `slide_id` and `patient_id` (text, never empty; pseudonyms where these are asked for), `path`
+            (absolute `Path` or None), `site` (text, "" unknown), `mpp` (float, NaN not stated), `split` ("train", "val",
+            "test" or ""), then every other column of the file as text ("" where empty). Optional columns that the file
+            lacks are present and empty.
         stated: the names of the columns that the file has.
+        original_ids: the slide_ids as the file has them, in its order, where those of the table are pseudonyms; () else.
     """
 
     source: Path
     table: pd.DataFrame
     stated: frozenset[str]
+    original_ids: tuple[str, ...] = ()
 
     def labels(self, label: str) -> pd.Series[str]:
         """The label of each slide, indexed by slide_id; "" where the cell is empty, or NA, N/A, NaN or null.
@@ -70,29 +79,40 @@ class Cohort:
         return self.table.set_index("slide_id")["patient_id"]
 
 
-def read_cohort(path: Path) -> Cohort:
+def read_cohort(path: Path, names: Pseudonyms | None = None) -> Cohort:
     """Reads a CSV cohort table.
 
     Columns: `slide_id`, `patient_id`; optional `path` (relative to the table), `site`, `mpp`, `split`; any others are
     labels or subgroups. CLAM's `case_id` and STAMP's `PATIENT`, `FILENAME` are understood.
 
+    Args:
+        path: the table.
+        names: what to call slides and patients in place of their ids; the ids then leave this function only as
+            `original_ids`.
+
     Raises:
         CohortError: unreadable, a column missing, empty or duplicated ids, an mpp that is no number; rows are named.
         LeakageError: a patient stands in two splits.
     """
+    path, shown = (path, path) if names is None else (path.absolute(), PSEUDONYMOUS)
     table = _read_csv(path)
-    _require_columns(path, table)
+    _require_columns(shown, table)
     table["slide_id"] = table["slide_id"].map(_slide_id)
-    _require_ids(path, table)
+    _require_filled(shown, table)
+    original_ids = () if names is None else tuple(table["slide_id"])
+    if names is not None:
+        table["slide_id"] = table["slide_id"].map(names.slide)
+        table["patient_id"] = table["patient_id"].map(names.patient)
+    _require_unique(shown, table)
     stated = frozenset(table.columns)
     for column in _KNOWN:
         if column not in table:
             table[column] = ""
     table["path"] = pd.Series([_resolve(path, text) for text in table["path"]], index=table.index, dtype=object)
-    table["mpp"] = _numbers(path, table, "mpp")
+    table["mpp"] = _numbers(shown, table, "mpp")
     table["site"] = table["site"].str.strip()
     table["split"] = table["split"].str.strip().str.lower()
-    cohort = Cohort(path, table, stated)
+    cohort = Cohort(shown, table, stated, original_ids)
     _require_split(cohort)
     return cohort
 
@@ -118,7 +138,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     table = table.rename(columns={old: new for old, new in _ALIASES.items() if new not in table.columns})
     twice = sorted(set(table.columns[table.columns.duplicated()]))
     if twice:
-        message = f"{path} has two columns {', '.join(twice)} (case_id and PATIENT are read as patient_id); keep one"
+        named = ", ".join(name for name in twice if name in _KNOWN) or "of one name"
+        message = f"{path} has two columns {named} (case_id and PATIENT are read as patient_id); keep one"
         raise CohortError(message)
     return table
 
@@ -142,9 +163,10 @@ def _rows_of(path: Path) -> pd.DataFrame:
 def _require_columns(path: Path, table: pd.DataFrame) -> None:
     missing = [name for name in ("slide_id", "patient_id") if name not in table.columns]
     if missing:
+        # what it has instead is not said: without a header that is a patient
         message = (
-            f"{path} lacks the column {' and '.join(missing)}; it has {', '.join(table.columns)}"
-            " (case_id and PATIENT are read as patient_id, FILENAME as slide_id)"
+            f"{path} lacks the column {' and '.join(missing)} among its {len(table.columns)}; name the columns in the first"
+            " row (case_id and PATIENT are read as patient_id, FILENAME as slide_id)"
         )
         raise CohortError(message)
     if table.empty:
@@ -152,13 +174,16 @@ def _require_columns(path: Path, table: pd.DataFrame) -> None:
         raise CohortError(message)
 
 
-def _require_ids(path: Path, table: pd.DataFrame) -> None:
+def _require_filled(path: Path, table: pd.DataFrame) -> None:
     for column in ("slide_id", "patient_id"):
         table[column] = table[column].str.strip()
         empty = table.index[table[column] == ""]
         if len(empty):
             message = f"{path}: {column} is empty in {_rows(empty)}; fill it"
             raise CohortError(message)
+
+
+def _require_unique(path: Path, table: pd.DataFrame) -> None:
     twice = table.index[table["slide_id"].duplicated(keep=False)]
     if len(twice):
         message = f"{path}: slide_id {table['slide_id'][twice[0]]!r} stands in {_rows(twice)}; a slide has one row"
@@ -169,7 +194,7 @@ def _require_split(cohort: Cohort) -> None:
     table = cohort.table
     wrong = table.index[~table["split"].isin(["", *_SPLITS])]
     if len(wrong):
-        message = f"{cohort.source}: split is {table['split'][wrong[0]]!r} in {_rows(wrong)}; use train, val or test"
+        message = f"{cohort.source}: split holds something unknown in {_rows(wrong)}; use train, val or test"
         raise CohortError(message)
     splits = table[table["split"] != ""].groupby("patient_id")["split"].nunique()
     both = sorted(splits.index[splits > 1])
@@ -193,7 +218,7 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series[float]:
     numbers = pd.to_numeric(table[column].str.strip().replace("", "nan"), errors="coerce").astype(float)
     wrong = table.index[numbers.isna() & (table[column].str.strip() != "") & (table[column].str.lower() != "nan")]
     if len(wrong):
-        message = f"{path}: {column} is {table[column][wrong[0]]!r} in {_rows(wrong)}; write a number or leave it empty"
+        message = f"{path}: {column} is no number in {_rows(wrong)}; write one, with a point, or leave it empty"
         raise CohortError(message)
     return numbers
 

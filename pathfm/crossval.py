@@ -16,6 +16,7 @@ from pathfm.files import write_json
 from pathfm.folds import assign_folds
 from pathfm.labelled import LabelledSlides, labelled_slides
 from pathfm.model import Model, write_model
+from pathfm.privacy import private_run
 from pathfm.scoring import metrics_document, score_table, summary, write_table
 from pathfm.settings import TrainSettings
 from pathfm.train import fit_model, stopping_rows
@@ -60,6 +61,7 @@ def crossval(
     folds: int = 5,
     head: str = "gated-abmil",
     training: TrainSettings = TrainSettings(),
+    pseudonymise: Path | None = None,
 ) -> CrossValidation:
     """Cross-validates a head by patient and writes scores, figures with intervals, and the controls beside them.
 
@@ -74,22 +76,24 @@ def crossval(
         folds: number of folds, at most the patients of the smallest class.
         head: "gated-abmil" or "mean".
         training: how the head is trained.
+        pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
 
     Raises:
         InputError: the cohort, the folds or the settings cannot be used.
         EmbeddingsError: damaged files, or several recipes.
     """
-    table = read_cohort(cohort)
-    slides = labelled_slides(table, embeddings, label)
-    fold_of = fold_column(slides, folds, training.seed)
-    _drop_other_folds(out / "folds", folds)
-    write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=fold_of))
-    done = [fit_fold(slides, fold_of, fold, head, training, out / "folds" / str(fold)) for fold in range(folds)]
-    predictions = _in_order(slides, fold_of, done)
-    metrics = _metrics(slides, folds, predictions, done, uses_split="split" in table.stated)
-    write_table(out / "predictions.csv", predictions)
-    write_json(out / "metrics.json", metrics)
-    return CrossValidation(out, predictions, metrics, max(1, round(median(one.facts["epochs"] for one in done))))
+    with private_run(pseudonymise, out, [embeddings], cohort=cohort) as names:
+        table = read_cohort(cohort, names)
+        slides = labelled_slides(table, embeddings, label)
+        fold_of = fold_column(slides, folds, training.seed)
+        _drop_other_folds(out / "folds", folds)
+        write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=fold_of))
+        done = [fit_fold(slides, fold_of, fold, head, training, out / "folds" / str(fold)) for fold in range(folds)]
+        predictions = _in_order(slides, fold_of, done)
+        metrics = _metrics(slides, folds, predictions, done, uses_split="split" in table.stated)
+        write_table(out / "predictions.csv", predictions)
+        write_json(out / "metrics.json", metrics)
+        return CrossValidation(out, predictions, metrics, max(1, round(median(one.facts["epochs"] for one in done))))
 
 
 def refit(
@@ -101,6 +105,7 @@ def refit(
     head: str = "gated-abmil",
     training: TrainSettings = TrainSettings(),
     figures: dict[str, Any] | None = None,
+    pseudonymise: Path | None = None,
 ) -> Model:
     """Fits the model to hand on: all labelled slides, nobody set aside, for a number of epochs known from the folds.
 
@@ -113,14 +118,16 @@ def refit(
         head: "gated-abmil" or "mean".
         training: how the head is trained, as in the folds.
         figures: metrics.json of the cross-validation, to travel with the model.
+        pseudonymise: the key file that extract was given.
     """
-    slides = labelled_slides(read_cohort(cohort), embeddings, label)
-    every = pd.Series(data=True, index=slides.table.index)
-    fitted = fit_model(slides, every, ~every, head, training, out, epochs=epochs, what="train on all slides")
-    model = replace(fitted, figures=figures)
-    if figures != fitted.figures:  # a model that is there and says the same is left alone
-        write_model(out, model)
-    return model
+    with private_run(pseudonymise, out, [embeddings], cohort=cohort) as names:
+        slides = labelled_slides(read_cohort(cohort, names), embeddings, label)
+        every = pd.Series(data=True, index=slides.table.index)
+        fitted = fit_model(slides, every, ~every, head, training, out, epochs=epochs, what="train on all slides")
+        model = replace(fitted, figures=figures)
+        if figures != fitted.figures:  # a model that is there and says the same is left alone
+            write_model(out, model)
+        return model
 
 
 def fold_column(slides: LabelledSlides, folds: int, seed: int) -> pd.Series[int]:

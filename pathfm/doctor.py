@@ -15,6 +15,8 @@ import torch
 from huggingface_hub import constants, get_token
 
 from pathfm.errors import SlideError
+from pathfm.privacy import private_run
+from pathfm.scrub import withheld
 from pathfm.slide import Slide, open_slide
 from pathfm.sources import SlideSource, find_slides
 from pathfm.version import __version__
@@ -25,24 +27,28 @@ _HUB_TIMEOUT_S = 3.0
 _CORNER_PX = 64
 
 
-def doctor(slides: list[Path] | None = None, mpp_override: float | None = None) -> str:
+def doctor(
+    slides: list[Path] | None = None, mpp_override: float | None = None, pseudonymise: Path | None = None
+) -> str:
     """Says what is installed, where the work would run and where weights would come from; given slides, checks each.
 
     Args:
         slides: a folder, slide files, or a cohort table.
         mpp_override: microns per pixel of level 0 for slides that state none or a wrong one.
+        pseudonymise: a key file, made where it is missing; slides are then called by keyed hashes of their ids.
 
     Returns:
         One line a fact, then one line a slide: what is wrong with it, or its scale, size, levels and readable corners.
     """
-    lines = [f"{name:<18}{value}" for name, value in _facts()]
-    if slides:
-        sources = find_slides(slides, mpp_override)
-        verdicts = [_check(source) for source in sources]
-        well = sum(verdict.startswith("ok") for verdict in verdicts)
-        lines += ["", f"{len(sources)} slides, {well} fit for use"]
-        lines += [f"{source.slide_id}  {verdict}" for source, verdict in zip(sources, verdicts, strict=True)]
-    return "\n".join(lines)
+    with private_run(pseudonymise, slides=slides) as names:
+        lines = [f"{name:<18}{value}" for name, value in _facts()]
+        if slides:
+            sources = find_slides(slides, mpp_override, names)
+            verdicts = [_check(source) for source in sources]
+            well = sum(verdict.startswith("ok") for verdict in verdicts)
+            lines += ["", f"{len(sources)} slides, {well} fit for use"]
+            lines += [f"{source.slide_id}  {verdict}" for source, verdict in zip(sources, verdicts, strict=True)]
+        return "\n".join(map(withheld, lines))
 
 
 def _facts() -> list[tuple[str, str]]:

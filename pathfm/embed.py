@@ -1,4 +1,4 @@
-"""One slide to one embeddings file: a function of picklable arguments, and why a file that is there has to be made again."""
+"""One slide to one embeddings file: a function of picklable arguments, which goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import math
 import struct
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,13 @@ import PIL
 import torch
 
 from pathfm.backbones import LoadedBackbone, Precision, load_backbone
-from pathfm.embeddings import Embeddings, read_embeddings, recipe_differences, recipe_sha256, write_embeddings
-from pathfm.errors import BackboneError, EmbeddingsDamagedError, EmbeddingsError, MppError, SlideError
+from pathfm.embeddings import Embeddings, recipe_differences, recipe_sha256, write_embeddings
+from pathfm.errors import BackboneError, SlideError
 from pathfm.files import sweep_temporaries
 from pathfm.journal import claimed
 from pathfm.progress import logger, progress
-from pathfm.reading import has_changed, identify, read_tiles, survey
-from pathfm.slidefiles import digest_kind
+from pathfm.reading import read_tiles, survey
+from pathfm.stale import state_of, why_stale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from pathfm.reading import Reading, Survey, TileBatch
     from pathfm.sources import SlideSource
 
-MAX_FAILED_SHARE = 0.005
-"""A slide of which more than this share of the tiles cannot be read is refused."""
-
-_WITHDRAWING = ("tissue outline", "corrupt tile")  # as is every refusal of a scale
 _LONG_BATCHES = 64  # a slide of so many batches shows its own progress
 _SUMS = struct.Struct("<4q")  # of red, green and blue over the pixels of a block, and how many these are
 _JOURNAL_FORMAT = 1
@@ -122,12 +118,12 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bo
     """
     started_s = time.monotonic()
     backbone = _backbone_of(work)
-    looked_at, stale = _state(out), why_stale(source, work, out)
+    looked_at, stale = state_of(out), why_stale(source, work.recipe, work.reading, out)
     if stale is None:
         return None
     with claimed(out.with_suffix(".part"), wait=wait) as journal:
-        if _state(out) != looked_at:
-            stale = why_stale(source, work, out)
+        if state_of(out) != looked_at:
+            stale = why_stale(source, work.recipe, work.reading, out)
             if stale is None:
                 return None
         if out.exists():
@@ -147,43 +143,6 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bo
     )
 
 
-def why_stale(source: SlideSource, work: ExtractWork, path: Path) -> str | None:
-    """Why a file is not what this work would write for this slide; None when it is, and is proven whole.
-
-    A slide is compared by the kind of digest that its file has: to ask for another kind makes no file again.
-
-    Raises:
-        SlideError: the slide cannot be read, or is too coarse for the tiles.
-    """
-    try:
-        found = read_embeddings(path)
-    except FileNotFoundError:
-        return "it is not there"
-    except EmbeddingsDamagedError as error:
-        return f"its file is damaged: {error.message.partition(';')[0]}"
-    differences = recipe_differences(found.recipe, work.recipe)
-    if not differences:
-        how = replace(work.reading, digest=digest_kind(found.slide_digest))
-        for key, value in identify(source, how).items():
-            if getattr(found, key) != value:
-                differences.append(f"{key} is {getattr(found, key)}, wanted {value}")
-    return "; ".join(differences) or None
-
-
-def set_aside_if_withdrawn(source: SlideSource, work: ExtractWork, path: Path, error: SlideError) -> None:
-    """Renames the file of a slide that now cannot be used, so that nobody trains on it.
-
-    Only where the slide has changed since, or its scale, its outline or its tiles are what is refused: a slide that
-    just cannot be read may be back tomorrow, and keeps its file.
-    """
-    withdrawn = isinstance(error, MppError) or error.reason in _WITHDRAWING
-    if path.exists() and (withdrawn or _has_changed(source, work, path)):
-        path.replace(path.with_name(f"{path.name}.stale"))
-        logger.warning(
-            "%s: its older embeddings no longer hold and were renamed to %s.stale", source.slide_id, path.name
-        )
-
-
 def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackbone:
     """Loads a backbone afresh and keeps it as the one of this process, so that changed weights are seen by a new run."""
     _load.cache_clear()
@@ -194,23 +153,6 @@ def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackb
 def _load(name: str, device: str, precision: Precision) -> LoadedBackbone:
     """The backbone of this process, loaded once."""
     return load_backbone(name, device, precision)
-
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    """Tells whether a file was written anew."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _has_changed(source: SlideSource, work: ExtractWork, path: Path) -> bool:
-    try:
-        digest = read_embeddings(path).slide_digest
-        return has_changed(source, digest, work.reading.workers, work.reading.limits)
-    except (OSError, SlideError, EmbeddingsError):
-        return False  # what cannot be read now need not have changed; damaged embeddings are refused anyway
 
 
 def _backbone_of(work: ExtractWork) -> LoadedBackbone:
@@ -239,9 +181,9 @@ def _embed(source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: Ex
         batches = progress(batches, source.slide_id, unit="step", total=count)
     for batch in batches:
         n_failed += int(batch.failed.sum())
-        _require_few_failed(source, n_failed, n_tiles)
+        _require_few_failed(source, n_failed, n_tiles, how.max_failed_share)
         journal.append(_packed(batch, backbone.embed(batch.pixels)))
-    _require_few_failed(source, n_failed, n_tiles)
+    _require_few_failed(source, n_failed, n_tiles, how.max_failed_share)
 
 
 def _head(source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: ExtractWork) -> dict[str, Any]:
@@ -312,11 +254,11 @@ def _sum_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.asarray(columns.reshape(-1, 3).sum(axis=0), dtype=np.int64)
 
 
-def _require_few_failed(source: SlideSource, n_failed: int, n_tiles: int) -> None:
+def _require_few_failed(source: SlideSource, n_failed: int, n_tiles: int, max_failed_share: float) -> None:
     """As soon as it is known, so that no hours go into a slide that will be refused."""
-    if n_failed > MAX_FAILED_SHARE * n_tiles:
+    if n_failed > max_failed_share * n_tiles:
         message = (
-            f"{source.path}: at least {n_failed} of {n_tiles} tiles cannot be read, more than {MAX_FAILED_SHARE:.1%};"
+            f"{source.path}: at least {n_failed} of {n_tiles} tiles cannot be read, more than {max_failed_share:.1%};"
             " copy the slide again, or leave it out of --slides"
         )
         raise SlideError(source.path, "corrupt tile", message)

@@ -12,6 +12,7 @@ from pathfm.errors import InputError, LeakageError
 from pathfm.files import write_json
 from pathfm.labelled import LabelledSlides, labelled_slides, name_some
 from pathfm.model import Model, read_model
+from pathfm.privacy import private_run
 from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ class Evaluation:
         return f"{summary(self.metrics)}\nresults: {self.folder}"
 
 
-def evaluate(model: Path, cohort: Path, embeddings: Path, out: Path, label: str | None = None) -> Evaluation:
+def evaluate(
+    model: Path,
+    cohort: Path,
+    embeddings: Path,
+    out: Path,
+    label: str | None = None,
+    pseudonymise: Path | None = None,
+) -> Evaluation:
     """Scores a labelled cohort that the model has not seen, and writes figures with intervals.
 
     Args:
@@ -47,6 +55,8 @@ def evaluate(model: Path, cohort: Path, embeddings: Path, out: Path, label: str 
         embeddings: embeddings of the model's own recipe.
         out: gets predictions.csv and metrics.json.
         label: the label column, where it is named otherwise than in training.
+        pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes. A patient in
+            both cohorts is noticed only if the model was trained with the same key.
 
     Raises:
         LeakageError: a patient or a scan of the cohort was in the training of the model.
@@ -54,23 +64,24 @@ def evaluate(model: Path, cohort: Path, embeddings: Path, out: Path, label: str 
         EmbeddingsStaleError: embeddings of another recipe.
         ModelError: not a model directory.
     """
-    frozen = read_model(model)
-    slides = labelled_slides(read_cohort(cohort), embeddings, label or frozen.label)
-    require_recipe(embeddings, slides.recipe, frozen.recipe)
-    _require_known_classes(cohort, frozen, slides)
-    _require_unseen(cohort, model, frozen, slides.table)
-    predictions = score_table(frozen, slides.table.assign(split="external"), "split")
-    metrics = metrics_document(
-        predictions,
-        label=slides.label,
-        classes=frozen.classes,
-        protocol=PROTOCOL,
-        left_out=slides.left_out,
-        controls=no_controls("the controls need cross-validation"),
-    )
-    write_table(out / "predictions.csv", predictions)
-    write_json(out / "metrics.json", metrics)
-    return Evaluation(out, predictions, metrics)
+    with private_run(pseudonymise, out, [embeddings], [model], cohort=cohort) as names:
+        frozen, table = read_model(model), read_cohort(cohort, names)
+        slides = labelled_slides(table, embeddings, label or frozen.label)
+        require_recipe(embeddings, slides.recipe, frozen.recipe)
+        _require_known_classes(table.source, frozen, slides)
+        _require_unseen(table.source, model, frozen, slides.table)
+        predictions = score_table(frozen, slides.table.assign(split="external"), "split")
+        metrics = metrics_document(
+            predictions,
+            label=slides.label,
+            classes=frozen.classes,
+            protocol=PROTOCOL,
+            left_out=slides.left_out,
+            controls=no_controls("the controls need cross-validation"),
+        )
+        write_table(out / "predictions.csv", predictions)
+        write_json(out / "metrics.json", metrics)
+        return Evaluation(out, predictions, metrics)
 
 
 def _require_known_classes(cohort: Path, model: Model, slides: LabelledSlides) -> None:

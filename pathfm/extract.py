@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathfm.backbones import Precision, find_backbone, require_tiles
-from pathfm.embed import Extracted, ExtractWork, extract_slide, loaded_backbone, set_aside_if_withdrawn
+from pathfm.embed import Extracted, ExtractWork, extract_slide, loaded_backbone
 from pathfm.embeddings import embeddings_folder_name, read_embeddings, recipe_differences
 from pathfm.errors import EmbeddingsBusyError, EmbeddingsStaleError, InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
 from pathfm.isolation import Limits
+from pathfm.privacy import private_run
 from pathfm.progress import log_to, logger, progress
 from pathfm.reading import Reading
 from pathfm.recipe import recipe_for, settings_of
 from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads the annotation
 from pathfm.sources import SlideSource, find_slides
+from pathfm.stale import set_aside_if_withdrawn
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pathfm.privacy import Pseudonyms
 
 __all__ = [
     "ExtractResult",
@@ -77,7 +81,9 @@ def extract(
     batch_size: int = 32,
     workers: int | None = None,
     digest: DigestKind = "sha256",
+    max_failed_share: float = 0.005,
     limits: Limits = Limits(),
+    pseudonymise: Path | None = None,
 ) -> ExtractResult:
     """Embeds every slide into `<out>/<backbone>-<recipe8>/<slide_id>.h5` and lists those that failed in `<out>/failures.csv`.
 
@@ -98,7 +104,10 @@ def extract(
         workers: processes that read tiles; as many as there are cores, up to 8, where not given.
         digest: what a slide is known by, to notice that it changed: sha256 reads every byte; quick (its size and
             OpenSlide's quickhash) does not, and misses a change of the same size in the pixels of a large level.
+        max_failed_share: a slide is refused where more of its tiles than this cannot be read.
         limits: what a process that reads may take.
+        pseudonymise: a key file, made where it is missing; ids of slides become keyed hashes in all that is written and
+            said.
 
     Raises:
         SlidesFailedError: at the very end, when some slides failed.
@@ -106,15 +115,26 @@ def extract(
         BackboneError: a backbone that cannot be loaded, or is not made for such tiles.
         DiskFullError: no space; what was finished is kept.
     """
-    sources = find_slides(slides, mpp_override)
-    with log_to(out / "pathfm-extract.log"):
-        work = plan_extraction(
-            backbone, tiles, tissue, outlines, device, precision, batch_size, workers, digest, limits
-        )
-        result = extract_slides(sources, work, out)
-    if result.failed:
-        raise SlidesFailedError(len(result.failed), len(sources), out / FAILURES)
-    return result
+    with private_run(pseudonymise, out, slides=slides, outlines=outlines) as names:
+        sources = find_slides(slides, mpp_override, names)
+        with log_to(out / "pathfm-extract.log"):
+            work = plan_extraction(
+                backbone,
+                tiles,
+                tissue,
+                outlines,
+                device,
+                precision,
+                batch_size,
+                workers,
+                digest,
+                max_failed_share,
+                limits,
+            )
+            result = extract_slides(sources, work, out)
+        if result.failed:
+            raise SlidesFailedError(len(result.failed), len(sources), out / FAILURES)
+        return result
 
 
 def extract_like(
@@ -125,6 +145,7 @@ def extract_like(
     mpp_override: float | None = None,
     device: str = "auto",
     backbone: str | None = None,
+    names: Pseudonyms | None = None,
     *,
     allow_upsampling: bool = False,
 ) -> ExtractResult:
@@ -140,6 +161,7 @@ def extract_like(
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: as in `extract`.
         backbone: where the backbone lies here, for a recipe made with a model from a folder (local-dir:/folder).
+        names: gives pseudonyms in place of the ids.
         allow_upsampling: also slides that are more than 10 % coarser than the recipe's tiles.
 
     Raises:
@@ -147,7 +169,8 @@ def extract_like(
         InputError: slides that cannot be used, or a recipe that pathfm never wrote.
         BackboneError: the backbone cannot be loaded.
     """
-    sources = find_slides(list(slides), mpp_override)
+    settings_of(recipe)  # refuses before slides are looked for, as the slides do before a backbone is loaded
+    sources = find_slides(list(slides), mpp_override, names)
     work = plan_like(recipe, outlines, device, backbone, allow_upsampling=allow_upsampling)
     return extract_slides(sources, work, out)
 
@@ -189,6 +212,7 @@ def plan_extraction(
     batch_size: int = 32,
     workers: int | None = None,
     digest: DigestKind = "sha256",
+    max_failed_share: float = 0.005,
     limits: Limits = Limits(),
 ) -> ExtractWork:
     """Loads the backbone and settles everything that is the same for all slides, recipe included; picklable.
@@ -197,6 +221,9 @@ def plan_extraction(
         BackboneError: the backbone cannot be loaded, or was not made for such tiles.
         InputError: no such device or folder of outlines, or a number out of range.
     """
+    if not 0 <= max_failed_share <= 1:
+        message = f"--max_failed_share is {max_failed_share:g}; give a share from 0 to 1"
+        raise InputError(message)
     _require_at_least_one("batch_size", batch_size)
     _require_at_least_one("workers", 1 if workers is None else workers)
     if outlines is not None and not outlines.is_dir():
@@ -215,6 +242,7 @@ def plan_extraction(
             tissue=tissue,
             outlines=outlines,
             digest=digest,
+            max_failed_share=max_failed_share,
             workers=min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers,
             limits=limits,
         ),
@@ -278,7 +306,7 @@ class _Run:
         except SlideError as error:
             logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
             self._failed.append(Failure.of(source.slide_id, error))
-            set_aside_if_withdrawn(source, self._work, path, error)
+            set_aside_if_withdrawn(source, self._work.reading, path, error)
         else:
             self._note(source, path, made)
         write_failures(self._out / FAILURES, self.failures)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pathfm.files import write_text
+from pathfm.scrub import withheld
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ class Failure:
 
     Attributes:
         slide_id: the slide's name in the run.
-        path: its file, as the run was given it.
+        path: its file, as the run was given it; "" under --pseudonymise.
         reason: a word of `errors.Reason`, to count by.
         message: the whole line: what, where, what now.
     """
@@ -36,8 +37,9 @@ class Failure:
 
     @classmethod
     def of(cls, slide_id: str, error: SlideError) -> Failure:
-        """The failure that an error tells of."""
-        return cls(slide_id, str(error.path), error.reason, error.message)
+        """The failure that an error tells of; without the path, and without it in the message, where that is withheld."""
+        path = str(error.path)
+        return cls(slide_id, path if withheld(path) == path else "", error.reason, withheld(error.message))
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:

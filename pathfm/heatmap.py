@@ -16,8 +16,10 @@ from pathfm.figures import png_bytes
 from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomically, write_text
 from pathfm.model import Model, read_model
 from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, relative
+from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
 from pathfm.scoring import require_slide, score_slide
+from pathfm.scrub import withheld
 from pathfm.slide import Slide, open_slide
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tables import read_table
@@ -83,6 +85,7 @@ def heatmap(
     out: Path,
     final_model: Path | None = None,
     top_tiles: int = 8,
+    pseudonymise: Path | None = None,
 ) -> pd.DataFrame:
     """Draws the attention of a model over slides: `<slide_id>.png`, `-tiles.png`, `.geojson` and the list heatmaps.csv.
 
@@ -97,6 +100,7 @@ def heatmap(
         out: folder for the pictures.
         final_model: the model directory for slides that took no part in the cross-validation; else they are not drawn.
         top_tiles: number of tiles in the gallery.
+        pseudonymise: the key file that extract was given; slides are then called by keyed hashes of their ids.
 
     Returns:
         heatmaps.csv as a table.
@@ -109,30 +113,31 @@ def heatmap(
     if top_tiles < 1:
         message = f"--top-tiles is {top_tiles}; show at least 1"
         raise InputError(message)
-    files = find_embeddings(embeddings)
-    choices = _fold_choices(model)
-    other = _whole_model(final_model or model) if final_model or not choices else None
-    drawn_before = _read_rows(out / HEATMAPS_CSV)
-    sources = find_slides(slides)
-    rows: list[HeatmapRow] = []
-    failed = 0
-    try:
-        for source in progress(sources, "heatmap"):
-            choice = choices.get(source.slide_id, other)
-            try:
-                rows.append(_one_slide(source, files.get(source.slide_id), choice, out, top_tiles, drawn_before))
-            except SlideError as error:
-                failed += 1
-                why = error.message.replace(str(error.path), error.path.name)  # folders name people
-                rows.append(HeatmapRow(slide_id=source.slide_id, why=why))
-            if rows[-1].why:
-                logger.warning("no heatmap of %s: %s", rows[-1].slide_id, rows[-1].why)
-    finally:  # also when interrupted: what is drawn is not drawn again
-        not_reached = [drawn_before[one.slide_id] for one in sources[len(rows) :] if one.slide_id in drawn_before]
-        _write_rows(out / HEATMAPS_CSV, rows + not_reached)
-    if failed:
-        raise SlidesFailedError(failed, len(rows), out / HEATMAPS_CSV)
-    return _table(rows).drop(columns=["fingerprint", "geojson"])
+    with private_run(pseudonymise, out, [embeddings], [model, final_model], slides=slides) as names:
+        files = find_embeddings(embeddings)
+        choices = _fold_choices(model)
+        other = _whole_model(final_model or model) if final_model or not choices else None
+        drawn_before = _read_rows(out / HEATMAPS_CSV)
+        sources = find_slides(slides, names=names)
+        rows: list[HeatmapRow] = []
+        failed = 0
+        try:
+            for source in progress(sources, "heatmap"):
+                choice = choices.get(source.slide_id, other)
+                try:
+                    rows.append(_one_slide(source, files.get(source.slide_id), choice, out, top_tiles, drawn_before))
+                except SlideError as error:
+                    failed += 1
+                    why = withheld(error.message).replace(str(error.path), error.path.name)  # folders name people
+                    rows.append(HeatmapRow(slide_id=source.slide_id, why=why))
+                if rows[-1].why:
+                    logger.warning("no heatmap of %s: %s", rows[-1].slide_id, rows[-1].why)
+        finally:  # also when interrupted: what is drawn is not drawn again
+            not_reached = [drawn_before[one.slide_id] for one in sources[len(rows) :] if one.slide_id in drawn_before]
+            _write_rows(out / HEATMAPS_CSV, rows + not_reached)
+        if failed:
+            raise SlidesFailedError(failed, len(rows), out / HEATMAPS_CSV)
+        return _table(rows).drop(columns=["fingerprint", "geojson"])
 
 
 def _one_slide(
@@ -267,7 +272,14 @@ def _fingerprint(row: HeatmapRow, file: Path, choice: _Choice, top_tiles: int) -
 
 
 def _require_same_slide(slide: Slide, embeddings: Embeddings, file: Path) -> None:
-    if slide.size_px0 != embeddings.slide_size_px0:
+    if embeddings.slide_size_px0 == (0, 0):
+        if (embeddings.coords >= slide.size_px0).any():
+            message = f"{file} has tiles outside of {slide.path}; pass --slides the slides that it was made from"
+            raise EmbeddingsStaleError(file, message)
+        logger.warning(
+            "%s: its imported embeddings do not say the slide's size; drawn by its name alone", slide.slide_id
+        )
+    elif slide.size_px0 != embeddings.slide_size_px0:
         message = (
             f"{file} was made from a slide of {embeddings.slide_size_px0[0]} x {embeddings.slide_size_px0[1]} pixels, "
             f"{slide.path} has {slide.size_px0[0]} x {slide.size_px0[1]}; extract again, or pass --slides the same slides"

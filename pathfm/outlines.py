@@ -32,17 +32,19 @@ _DEPTHS = {"Polygon": 1, "MultiPolygon": 2}
 _CROSSINGS = 1 << 18  # of edges and pixel rows, held at once
 
 
-def tissue_of(slide: Slide, spec: TissueSpec, outlines: Path | None = None) -> TissueMask:
+def tissue_of(slide: Slide, spec: TissueSpec, outlines: Path | None = None, original_id: str = "") -> TissueMask:
     """The tissue of a slide: from `<outlines>/<slide_id>.geojson` where there is such a file, found otherwise.
+
+    Where the slide_id is a pseudonym, outlines of that name (which `tile` wrote) count before those of the original id.
 
     Raises:
         SlideError: the outline cannot be read or used.
         TileUnreadableError: the overview cannot be decoded.
     """
-    path = None if outlines is None else outlines / f"{slide.slide_id}.geojson"
-    return (
-        find_tissue(slide, spec) if path is None or not _exists(path, slide) else tissue_from_geojson(path, slide, spec)
-    )
+    names = [name for name in (slide.slide_id, original_id) if name]
+    drawn = [] if outlines is None else [outlines / f"{name}.geojson" for name in names]
+    path = next((path for path in drawn if _exists(path, slide)), None)
+    return find_tissue(slide, spec) if path is None else tissue_from_geojson(path, slide, spec)
 
 
 def tissue_to_geojson(mask: TissueMask, slide: Slide) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathfm.cohort import read_cohort
 from pathfm.embeddings import find_embeddings, read_embeddings
 from pathfm.errors import InputError, SlidesFailedError
 from pathfm.model import Model, read_model
+from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.scoring import SlideScore, score_slide, score_table, write_table
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from pathfm.extract import ExtractResult
     from pathfm.failures import Failure
+    from pathfm.privacy import Pseudonyms
 
 __all__ = ["SlideScore", "predict", "score_slide"]
 
@@ -33,6 +35,7 @@ def predict(
     mpp_override: float | None = None,
     device: str = "auto",
     backbone: str | None = None,
+    pseudonymise: Path | None = None,
 ) -> pd.DataFrame:
     """Scores new slides and writes `predictions.csv`; from raw slides it extracts first, with the model's own recipe.
 
@@ -44,6 +47,8 @@ def predict(
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: where to run the backbone; the head runs on the CPU.
         backbone: where the model's backbone lies here, if it is one from a folder: local-dir:/folder.
+        pseudonymise: a key file; ids in what is written are then keyed hashes. With --embeddings the one that extract
+            was given, else it is made where it is missing.
 
     Returns:
         The table: slide_id, patient_id ("" where no cohort table names it), split ("new", or "seen" where the model
@@ -59,41 +64,50 @@ def predict(
     if (slides is None) == (embeddings is None):
         message = "predict needs either --slides or --embeddings; pass one of them"
         raise InputError(message)
-    frozen = read_model(model)
-    failed: Sequence[Failure] = ()
-    if embeddings is not None:
-        files: dict[str, Path | None] = dict(find_embeddings(embeddings))
-    else:
-        result = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone)
-        files = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
-        files |= {failure.slide_id: None for failure in result.failed}
-        files, failed = dict(sorted(files.items())), result.failed
-    table = score_table(frozen, _rows(frozen, files, slides or []), "split")
-    n_seen = int((table["split"] == SEEN).sum())
-    if n_seen:
-        logger.warning(
-            "%d of %d slides were in the training of this model: their scores say nothing", n_seen, len(table)
-        )
-    write_table(out / "predictions.csv", table)
-    if failed:
-        raise SlidesFailedError(len(failed), len(files), out / "embeddings" / "failures.csv")
-    return table
+    with private_run(pseudonymise, out, [embeddings], [model], slides=slides) as names:
+        frozen = read_model(model)
+        failed: Sequence[Failure] = ()
+        if embeddings is not None:
+            files: dict[str, Path | None] = dict(find_embeddings(embeddings))
+        else:
+            result = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone, names)
+            files = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
+            files |= {failure.slide_id: None for failure in result.failed}
+            files, failed = dict(sorted(files.items())), result.failed
+        table = score_table(frozen, _rows(frozen, files, slides or [], names), "split")
+        n_seen = int((table["split"] == SEEN).sum())
+        if n_seen:
+            logger.warning(
+                "%d of %d slides were in the training of this model: their scores say nothing", n_seen, len(table)
+            )
+        write_table(out / "predictions.csv", table)
+        if failed:
+            raise SlidesFailedError(len(failed), len(files), out / "embeddings" / "failures.csv")
+        return table
 
 
 def _extracted(
-    model: Model, slides: list[Path], folder: Path, mpp_override: float | None, device: str, backbone: str | None
+    model: Model,
+    slides: list[Path],
+    folder: Path,
+    mpp_override: float | None,
+    device: str,
+    backbone: str | None,
+    names: Pseudonyms | None,
 ) -> ExtractResult:
     # only here: predicting from embeddings works on a machine without OpenSlide
     from pathfm.extract import extract_like
 
-    return extract_like(model.recipe, slides, folder, mpp_override=mpp_override, device=device, backbone=backbone)
+    return extract_like(
+        model.recipe, slides, folder, mpp_override=mpp_override, device=device, backbone=backbone, names=names
+    )
 
 
-def _rows(model: Model, files: dict[str, Path | None], slides: list[Path]) -> pd.DataFrame:
+def _rows(model: Model, files: dict[str, Path | None], slides: list[Path], names: Pseudonyms | None) -> pd.DataFrame:
     patients: dict[str, str] = {}
     for table in slides:
         if table.suffix.lower() == ".csv":
-            rows = read_cohort(table).table
+            rows = read_cohort(table, names).table
             patients |= dict(zip(rows["slide_id"], rows["patient_id"], strict=True))
     return pd.DataFrame(
         [

@@ -15,6 +15,7 @@ from pathfm.errors import InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
 from pathfm.files import read_json, write_atomically, write_json, write_text
 from pathfm.outlines import tissue_of, tissue_to_geojson
+from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tiles import Tiles, TileSpec, tile_slide
@@ -40,6 +41,7 @@ def tile(
     tissue: TissueSpec = TissueSpec(),
     outlines: Path | None = None,
     mpp_override: float | None = None,
+    pseudonymise: Path | None = None,
 ) -> pd.DataFrame:
     """Finds the tissue of each slide, lays the grid, and draws both.
 
@@ -55,6 +57,7 @@ def tile(
         tissue: how tissue is found.
         outlines: a folder of `<slide_id>.geojson` drawn or edited by hand; they stand in for the tissue found.
         mpp_override: microns per pixel of level 0 for slides that state none or a wrong one.
+        pseudonymise: a key file, made where it is missing; slides are then called by keyed hashes of their ids.
 
     Returns:
         What tiles.csv holds: slide_id, mpp, mpp_source, tissue_mm2, n_tiles, note; one row a slide that could be used.
@@ -63,25 +66,26 @@ def tile(
         InputError: no slides, no such folder of outlines, or an `out` where a picture would overwrite one of the slides.
         SlidesFailedError: at the end, when slides could not be used; the others are done.
     """
-    if outlines is not None and not outlines.is_dir():
-        message = f"no folder at {outlines}; pass --outlines a folder with <slide_id>.geojson files"
-        raise InputError(message)
-    sources = find_slides(slides, mpp_override)
-    _require_slides_apart(sources, out)
-    spec = tiles.resolved(_SIZE_PX, _MPP)
-    rows: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    for source in progress(sources, "tile"):
-        try:
-            rows.append(_one_slide(source, out, spec, tissue, outlines))
-        except SlideError as error:
-            failures.append(Failure.of(source.slide_id, error))
-    table = pd.DataFrame(rows, columns=_COLUMNS)
-    write_text(out / "tiles.csv", table.to_csv(index=False))
-    write_failures(out / "failures.csv", failures)
-    if failures:
-        raise SlidesFailedError(len(failures), len(sources), out / "failures.csv")
-    return table
+    with private_run(pseudonymise, out, slides=slides, outlines=outlines) as names:
+        if outlines is not None and not outlines.is_dir():
+            message = f"no folder at {outlines}; pass --outlines a folder with <slide_id>.geojson files"
+            raise InputError(message)
+        sources = find_slides(slides, mpp_override, names)
+        _require_slides_apart(sources, out)
+        spec = tiles.resolved(_SIZE_PX, _MPP)
+        rows: list[dict[str, Any]] = []
+        failures: list[Failure] = []
+        for source in progress(sources, "tile"):
+            try:
+                rows.append(_one_slide(source, out, spec, tissue, outlines))
+            except SlideError as error:
+                failures.append(Failure.of(source.slide_id, error))
+        table = pd.DataFrame(rows, columns=_COLUMNS)
+        write_text(out / "tiles.csv", table.to_csv(index=False))
+        write_failures(out / "failures.csv", failures)
+        if failures:
+            raise SlidesFailedError(len(failures), len(sources), out / "failures.csv")
+        return table
 
 
 def _require_slides_apart(sources: list[SlideSource], out: Path) -> None:
@@ -97,7 +101,7 @@ def _one_slide(
     source: SlideSource, out: Path, spec: TileSpec, tissue: TissueSpec, outlines: Path | None
 ) -> dict[str, Any]:
     with source.open() as slide:
-        mask = tissue_of(slide, tissue, outlines)
+        mask = tissue_of(slide, tissue, outlines, source.original_id)
         tiles = tile_slide(slide, mask, spec)
         _write_outline(out / f"{slide.slide_id}.geojson", tissue_to_geojson(mask, slide), mask, outlines)
         write_atomically(out / f"{slide.slide_id}.png", _png(_picture(slide, mask, tiles)))

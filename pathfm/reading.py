@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from pathfm.errors import SlideUnreadableError, TileUnreadableError
 from pathfm.files import is_disk_full
 from pathfm.isolation import Limits, isolated
 from pathfm.outlines import tissue_of
-from pathfm.slidefiles import slide_changed, slide_digest
+from pathfm.slidefiles import require_readable, slide_changed, slide_digest
 from pathfm.tiles import require_scan_fine_enough, tile_slide
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Reading:
         tissue: the tissue spec.
         outlines: folder of hand-made outlines, None without.
         digest: what a slide is known by.
+        max_failed_share: of the tiles that may be unreadable before the slide is refused.
         workers: processes that read.
         limits: of each of them.
     """
@@ -77,6 +79,7 @@ class Reading:
     tissue: TissueSpec
     outlines: Path | None
     digest: DigestKind
+    max_failed_share: float
     workers: int
     limits: Limits
 
@@ -171,6 +174,10 @@ def _reading(source: SlideSource) -> Iterator[Slide]:
     try:
         with source.open() as slide:
             yield slide
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem or "bad_alloc" in str(error):
+            raise MemoryError from error
+        raise
     except OSError as error:
         if is_disk_full(error):
             raise
@@ -182,7 +189,7 @@ def _reading(source: SlideSource) -> Iterator[Slide]:
 
 def _survey(source: SlideSource, how: Reading) -> Survey:
     with _reading(source) as slide:
-        mask = tissue_of(slide, how.tissue, how.outlines)
+        mask = tissue_of(slide, how.tissue, how.outlines, source.original_id)
         return Survey(
             digest=slide_digest(source.path, how.digest),
             size_px0=slide.size_px0,
@@ -204,7 +211,7 @@ def _identify(source: SlideSource, how: Reading) -> dict[str, Any]:
             "mpp_source": slide.mpp_source,
         }
         if how.outlines is not None:
-            facts["tissue_sha256"] = tissue_of(slide, how.tissue, how.outlines).sha256
+            facts["tissue_sha256"] = tissue_of(slide, how.tissue, how.outlines, source.original_id).sha256
     return facts
 
 
@@ -215,6 +222,7 @@ def _read_tile(
     try:
         return _opened(source, job).read_tile(*place)
     except TileUnreadableError:
+        require_readable(source.path)  # a slide that is gone or cut by now has not one bad tile
         return None
 
 

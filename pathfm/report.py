@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from pathfm.cohort import read_cohort
 from pathfm.curves import reliability, roc_band
 from pathfm.errors import InputError
 from pathfm.figures import data_uri, draw_calibration, draw_forest, draw_roc, draw_scores, svg_bytes
 from pathfm.files import write_text
 from pathfm.metrics import by_patient, scored_slides
+from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.report_data import gather
 from pathfm.tables import first_line
@@ -42,6 +44,8 @@ def report(
     heatmaps: Path | None = None,
     failures: Path | None = None,
     model: Path | None = None,
+    credit: str | None = None,
+    pseudonymise: Path | None = None,
 ) -> Path:
     """Writes one HTML file that needs nothing else: no network, no scripts, images inside.
 
@@ -53,6 +57,8 @@ def report(
         heatmaps: the folder that heatmap wrote; at most 24 slides are shown, wrong ones first.
         failures: failures.csv; where not given, the one beside the embeddings.
         model: the directory of the final model, for its digest and training.
+        credit: a column of the cohort table that says whom to credit for the slides; its values are shown.
+        pseudonymise: the key file that the other commands were given; ids are then keyed hashes.
 
     Returns:
         The file.
@@ -66,21 +72,23 @@ def report(
     if out.suffix.lower() not in (".html", ".htm"):
         message = f"--out {out} is no .html file; pass --out report.html"
         raise InputError(message)
-    data = gather(crossval, embeddings, cohort, heatmaps, failures, model)
-    shown = [row for row in data.heatmaps if row["overlay"]][:MAX_HEATMAPS]
-    html = _template().render(
-        data=data,
-        metrics=data.metrics,
-        plots=_plots(data),
-        heatmaps=[row | _pictures(data.heatmap_folder, row) for row in shown],
-        n_hidden_heatmaps=sum(bool(row["overlay"]) for row in data.heatmaps) - len(shown),
-        not_drawn=[row for row in data.heatmaps if not row["overlay"]],
-        control_names=CONTROL_NAMES,
-        version=__version__,
-    )
-    write_text(out, html)
-    logger.info("report: %s", out)
-    return out
+    made_with = [crossval, embeddings, heatmaps, failures.parent if failures else None, model]
+    with private_run(pseudonymise, None, made_with, cohort=cohort) as names:
+        data = gather(crossval, embeddings, read_cohort(cohort, names), heatmaps, failures, model, credit)
+        shown = [row for row in data.heatmaps if row["overlay"]][:MAX_HEATMAPS]
+        html = _template().render(
+            data=data,
+            metrics=data.metrics,
+            plots=_plots(data),
+            heatmaps=[row | _pictures(data.heatmap_folder, row) for row in shown],
+            n_hidden_heatmaps=sum(bool(row["overlay"]) for row in data.heatmaps) - len(shown),
+            not_drawn=[row for row in data.heatmaps if not row["overlay"]],
+            control_names=CONTROL_NAMES,
+            version=__version__,
+        )
+        write_text(out, html)
+        logger.info("report: %s", out)
+        return out
 
 
 def _template() -> Any:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pathfm.cohort import read_cohort
 from pathfm.embeddings import find_embeddings, read_embeddings, recipe_differences, require_recipe
-from pathfm.errors import InputError, ModelError
+from pathfm.errors import InputError, ModelError, UnknownNameError
 from pathfm.failures import COLUMNS as FAILURE_COLUMNS
 from pathfm.heatmap import HEATMAPS_CSV
 from pathfm.metrics import is_scored
@@ -33,7 +32,6 @@ REASONS = {
 }
 _HELD_OUT = ("test", "external")
 _HEATMAP_COLUMNS = ("slide_id", "overlay", "gallery", "origin", "predicted", "label", "top_attention", "why")
-_CREDIT_COLUMNS = ("credit", "source")
 _MAX_ROWS = 500
 
 
@@ -69,30 +67,37 @@ class ReportData:
 
 
 def gather(
-    crossval: Path, embeddings: Path, cohort: Path, heatmaps: Path | None, failures: Path | None, model: Path | None
+    crossval: Path,
+    embeddings: Path,
+    cohort: Cohort,
+    heatmaps: Path | None,
+    failures: Path | None,
+    model: Path | None,
+    credit: str | None = None,
 ) -> ReportData:
     """Reads what a report needs; embeddings files are trusted here, they were proven before a model learned from them.
+
+    Of the cohort it takes ids, site and label, and the column `credit`; what else is known of the patients stays there.
 
     Raises:
         InputError: a file is missing, broken, of another format, or holds no held-out slides.
         EmbeddingsError: an embeddings folder or file that cannot be used, or of another recipe than the scores.
         ModelError: a model directory that cannot be used, or of another recipe than the scores.
-        CohortError: a cohort table that cannot be used.
     """
     remedy = "pass --crossval a folder that pathfm crossval wrote, or run it again"
     metrics = read_metrics(crossval / "metrics.json", remedy)
     predictions = _held_out(crossval, read_predictions(crossval / "predictions.csv", metrics["classes"], remedy))
     _require_together(crossval, metrics, predictions)
-    table = read_cohort(cohort)
     final = read_description(model) if model else None
-    mine = _embeddings(embeddings, set(table.table["slide_id"]))
+    mine = _embeddings(embeddings, set(cohort.table["slide_id"]))
     recipe = _require_same_recipe(crossval, model, final, mine)
-    rows = _slide_rows(table, predictions, {name: one for name, (_, one) in mine.items()}, metrics)
+    rows = _slide_rows(cohort, predictions, {name: one for name, (_, one) in mine.items()}, metrics)
     failed = _failures(embeddings, failures)
     return ReportData(
         metrics=metrics,
         predictions=predictions,
-        cohort=_cohort_facts(table, [one for _, one in mine.values()], metrics),
+        cohort=_cohort_facts(cohort, [one for _, one in mine.values()], metrics)
+        | {"credits": _credits(cohort, credit)},
         slides=rows[:_MAX_ROWS],
         n_rows_hidden=max(0, len(rows) - _MAX_ROWS),
         heatmaps=_heatmap_rows(heatmaps) if heatmaps else [],
@@ -188,7 +193,6 @@ def _cohort_facts(cohort: Cohort, files: Sequence[Embeddings], metrics: Mapping[
         "n_tiles": int(tiles.sum()),
         "tiles": {"least": int(tiles.min()), "median": float(np.median(tiles)), "most": int(tiles.max())},
         "n_failed_tiles": sum(len(one.failed) for one in files),
-        "credits": _credits(table),
     }
 
 
@@ -222,12 +226,14 @@ def _by_scale(files: Iterable[Embeddings]) -> list[dict[str, Any]]:
     ]
 
 
-def _credits(table: pd.DataFrame) -> list[str]:
-    """Whom the cohort asks to credit: the values of its column credit, else source."""
-    for column in _CREDIT_COLUMNS:
-        if column in table.columns:
-            return sorted(set(table[column]) - {""})
-    return []
+def _credits(cohort: Cohort, column: str | None) -> list[str]:
+    """The values of a column that is asked for by its name: in another table the same name may hold something private."""
+    if column is None:
+        return []
+    if column not in cohort.stated:
+        remedy = f"{cohort.source} has these columns; pass --credit one of them"
+        raise UnknownNameError("credit column", column, cohort.stated, remedy)
+    return sorted(set(cohort.table[column]) - {""})
 
 
 def _slide_rows(
@@ -277,7 +283,7 @@ def _unusable(metrics: Mapping[str, Any], failures: pd.DataFrame | None) -> list
     """Failed slides with the line that says what now, then the others that took no part. Folders are not shown: they name people."""
     rows = []
     for row in [] if failures is None else failures.to_dict("records"):
-        told = row["message"].replace(row["path"], Path(row["path"]).name)
+        told = row["message"].replace(row["path"], Path(row["path"]).name) if row["path"] else row["message"]
         rows.append({"slide_id": row["slide_id"], "kind": "failed", "reason": row["reason"], "message": told})
     failed = {row["slide_id"] for row in rows}
     for left in metrics["left_out"]:

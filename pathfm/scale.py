@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from pathfm.errors import InputError, MppError
+from pathfm.privacy import allowed
 from pathfm.progress import logger
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def believed_mpp(path: Path, properties: Mapping[str, str]) -> float:
 def positive_number(properties: Mapping[str, str], name: str) -> float | None:
     """A property as a number, None where it is missing, no number, or not above 0."""
     try:
-        value = float(properties.get(name, "nan"))
+        value = float(allowed(properties).get(name, "nan"))
     except ValueError:
         return None
     return value if 0 < value < math.inf else None

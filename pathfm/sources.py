@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from pathfm.slidefiles import dicom_series, series_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from pathfm.privacy import Pseudonyms
 
 _INDEX_SUFFIXES = (".mrxs", ".vms", ".vmu")
 _LONGEST_ID_BYTES = 200
@@ -32,25 +34,34 @@ class SlideSource:
         path: its file; the first of a DICOM series.
         mpp_override: microns per pixel of level 0 in place of what the slide states, None to believe it.
         mpp_source: where the override comes from.
+        original_id: what it was called before it had a pseudonym, "" where it has none; hand-made outlines are called so.
     """
 
     slide_id: str
     path: Path
     mpp_override: float | None = None
     mpp_source: MppSource = "override"
+    original_id: str = field(default="", repr=False)
 
     def open(self) -> Slide:
         """Opens it; raises what `open_slide` raises."""
         return open_slide(self.path, self.mpp_override, self.mpp_source, self.slide_id)
 
 
-def find_slides(sources: Sequence[Path], mpp_override: float | None = None) -> list[SlideSource]:
+def find_slides(
+    sources: Sequence[Path], mpp_override: float | None = None, names: Pseudonyms | None = None
+) -> list[SlideSource]:
     """The slides in cohort tables, then those in folders and files as given; a folder's are sorted by path.
 
     Folders are searched to any depth, through links, without hidden files; plain images (.png, .jpg) count there only where no slide is
     found, else they are taken for thumbnails. A DICOM series is one slide. A slide given twice is one; a
     cohort's row counts before a folder's find. The cohort's `mpp` is per slide and wins over `mpp_override`. A file that a
     cohort names need not exist: it fails by itself when it is opened, and the others go on.
+
+    Args:
+        sources: cohort tables (.csv), folders and files.
+        mpp_override: microns per pixel of level 0, in place of what the slides state.
+        names: gives pseudonyms in place of the ids, and learns what must not be said.
 
     Raises:
         InputError: nothing there, a folder without slides, an absurd override, an id that is no file name, two slides of one id.
@@ -61,16 +72,33 @@ def find_slides(sources: Sequence[Path], mpp_override: float | None = None) -> l
     if not sources:
         message = "no slides given; pass --slides a folder, files or a cohort table"
         raise InputError(message)
-    tables_first = sorted(sources, key=lambda source: source.suffix.lower() != ".csv")
-    found = [slide for source in tables_first for slide in _slides_of(source, mpp_override)]
+    given = sources if names is None else [source.absolute() for source in sources]
+    tables_first = sorted(given, key=lambda source: source.suffix.lower() != ".csv")
+    found = [slide for source in tables_first for slide in _slides_of(source, mpp_override, names)]
     unique = _without_twins(found)
-    _require_ids(unique)
-    return unique
+    slides = unique if names is None else _renamed(unique, names)
+    _require_ids(slides)
+    return slides
 
 
-def _slides_of(source: Path, mpp_override: float | None) -> list[SlideSource]:
+def _renamed(slides: list[SlideSource], names: Pseudonyms) -> list[SlideSource]:
+    """The slides under their pseudonyms, which are to be said in place of all that they were known by."""
+    for folder in {slide.path.parent for slide in slides}:
+        names.scrubber.learn_folder(folder, "the folder of a slide")
+    renamed = []
+    for slide in slides:
+        original_id = slide.original_id or slide.slide_id
+        slide_id = names.slide(original_id)
+        names.scrubber.learn_file(slide.path, slide_id)
+        for word in (slide.path.stem, original_id):
+            names.scrubber.learn(word, slide_id)
+        renamed.append(replace(slide, slide_id=slide_id, original_id=original_id))
+    return renamed
+
+
+def _slides_of(source: Path, mpp_override: float | None, names: Pseudonyms | None) -> list[SlideSource]:
     if source.suffix.lower() == ".csv":
-        return _of_cohort(source, mpp_override)
+        return _of_cohort(source, mpp_override, names)
     if source.is_dir():
         return [SlideSource(path.stem, path, mpp_override) for path in _of_folder(source)]
     if not source.exists():
@@ -79,26 +107,29 @@ def _slides_of(source: Path, mpp_override: float | None) -> list[SlideSource]:
     return [SlideSource(_first_file(source).stem, _first_file(source), mpp_override)]
 
 
-def _of_cohort(source: Path, mpp_override: float | None) -> list[SlideSource]:
-    table = read_cohort(source).table
+def _of_cohort(source: Path, mpp_override: float | None, names: Pseudonyms | None) -> list[SlideSource]:
+    cohort = read_cohort(source, names)
+    table = cohort.table
     missing = [str(row + 2) for row, path in enumerate(table["path"]) if path is None]
     if missing:
         rows = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        message = (
-            f"{source}: path is empty in row {rows}; fill `path` (relative to the table) so that the slides are found"
-        )
+        message = f"{cohort.source}: path is empty in row {rows}; fill `path` (relative to the table) so that the slides are found"
         raise CohortError(message)
     twice = table.loc[table["path"].duplicated(keep=False), "slide_id"]
     if len(twice):
-        message = f"{source}: {' and '.join(twice[:5])} have the same path; a slide has one row"
+        message = f"{cohort.source}: {' and '.join(twice[:5])} have the same path; a slide has one row"
         raise CohortError(message)
     slides = []
-    for slide_id, path, mpp in zip(table["slide_id"], table["path"], table["mpp"], strict=True):
-        if math.isnan(mpp):
-            slides.append(SlideSource(slide_id, path, mpp_override))
-        else:
-            require_sane_mpp(mpp, f"{source}: mpp {mpp:g} of {slide_id}")
-            slides.append(SlideSource(slide_id, path, float(mpp), "cohort"))
+    original_ids = cohort.original_ids or [""] * len(table)
+    for slide_id, original_id, path, mpp in zip(
+        table["slide_id"], original_ids, table["path"], table["mpp"], strict=True
+    ):
+        if not math.isnan(mpp):
+            require_sane_mpp(mpp, f"{cohort.source}: mpp {mpp:g} of {slide_id}")
+        known: tuple[float | None, MppSource] = (
+            (mpp_override, "override") if math.isnan(mpp) else (float(mpp), "cohort")
+        )
+        slides.append(SlideSource(slide_id, path, *known, original_id))
     return slides
 
 

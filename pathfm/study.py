@@ -13,6 +13,7 @@ from pathfm.failures import Failure, write_failures
 from pathfm.folds import assign_folds
 from pathfm.heads import require_head
 from pathfm.heatmap import heatmap
+from pathfm.privacy import private_run
 from pathfm.progress import log_to
 from pathfm.report import report
 from pathfm.scoring import summary
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pathfm.backbones import Precision
+    from pathfm.cohort import Cohort
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def run(
     precision: Precision = "float32",
     batch_size: int = 32,
     workers: int | None = None,
+    credit: str | None = None,
+    pseudonymise: Path | None = None,
 ) -> Study:
     """Takes a cohort all the way; run again, it does only what has changed.
 
@@ -83,27 +87,34 @@ def run(
         precision: of the backbone's matrix products.
         batch_size: tiles in a forward pass.
         workers: threads that read tiles.
+        credit: a column of the cohort table that says whom to credit for the slides; the report shows its values.
+        pseudonymise: a key file, made where it is missing; ids of slides and patients become keyed hashes in all that is
+            written and said.
 
     Raises:
         SlidesFailedError: at the very end, when some slides could not be used; everything else is done.
         InputError: the cohort, the folds or the settings cannot be used.
         BackboneError: the backbone cannot be loaded, or is not made for such tiles.
     """
-    _require_plan(cohort, label, folds, head, training.seed)
-    sources = find_slides([cohort], mpp_override)
-    with log_to(out / "pathfm.log"):
-        work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, batch_size, workers)
-        extracted = extract_slides(sources, work, out / "embeddings")
-        write_failures(out / "failures.csv", extracted.failed)
-        _require_some(cohort, len(sources), extracted.failed)
-        result = crossval(cohort, extracted.folder, label, out / "crossval", folds, head, training)
-        refit(cohort, extracted.folder, label, out / "model", result.epochs, head, training, result.metrics)
-        undrawn: SlidesFailedError | None = None
-        try:
-            heatmap(out / "crossval", [cohort], extracted.folder, out / "heatmaps", out / "model", top_tiles)
-        except SlidesFailedError as error:  # the report lists them; it is written all the same
-            undrawn = error
-        write_report(cohort, extracted.folder, out)
+    key = pseudonymise
+    with private_run(key, out, cohort=cohort, outlines=outlines) as names:
+        table = read_cohort(cohort, names)
+        _require_plan(table, label, folds, head, training.seed)
+        sources = find_slides([cohort], mpp_override, names)
+        with log_to(out / "pathfm.log"):
+            work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, batch_size, workers)
+            extracted = extract_slides(sources, work, out / "embeddings")
+            write_failures(out / "failures.csv", extracted.failed)
+            _require_some(table, len(sources), extracted.failed)
+            folder = extracted.folder
+            result = crossval(cohort, folder, label, out / "crossval", folds, head, training, key)
+            refit(cohort, folder, label, out / "model", result.epochs, head, training, result.metrics, key)
+            undrawn: SlidesFailedError | None = None
+            try:
+                heatmap(out / "crossval", [cohort], folder, out / "heatmaps", out / "model", top_tiles, key)
+            except SlidesFailedError as error:  # the report lists them; it is written all the same
+                undrawn = error
+            write_report(cohort, folder, out, credit, key)
     if extracted.failed:
         raise SlidesFailedError(len(extracted.failed), len(sources), out / "failures.csv")
     if undrawn is not None:
@@ -111,7 +122,9 @@ def run(
     return Study(out, result.metrics)
 
 
-def write_report(cohort: Path, embeddings: Path, out: Path) -> Path:
+def write_report(
+    cohort: Path, embeddings: Path, out: Path, credit: str | None = None, pseudonymise: Path | None = None
+) -> Path:
     """Writes `out/report.html` from what a study has left in its folder."""
     return report(
         out / "report.html",
@@ -121,20 +134,21 @@ def write_report(cohort: Path, embeddings: Path, out: Path) -> Path:
         heatmaps=out / "heatmaps",
         failures=out / "failures.csv",
         model=out / "model",
+        credit=credit,
+        pseudonymise=pseudonymise,
     )
 
 
-def _require_plan(cohort: Path, label: str, folds: int, head: str, seed: int) -> None:
+def _require_plan(cohort: Cohort, label: str, folds: int, head: str, seed: int) -> None:
     """A wrong table, label, head or number of folds shows before hours of extraction."""
-    table = read_cohort(cohort)
-    labels, patients = table.labels(label), table.patients()
+    labels, patients = cohort.labels(label), cohort.patients()
     known = labels[labels != ""]
-    classes = table.classes(label)
+    classes = cohort.classes(label)
     assign_folds(patients[known.index], known.map(classes.index), folds, seed, classes)
     require_head(head)
 
 
-def _require_some(cohort: Path, total: int, failed: tuple[Failure, ...]) -> None:
+def _require_some(cohort: Cohort, total: int, failed: tuple[Failure, ...]) -> None:
     if len(failed) == total:
-        message = f"none of the {total} slides of {cohort} could be used; the first: {failed[0].message}"
+        message = f"none of the {total} slides of {cohort.source} could be used; the first: {failed[0].message}"
         raise CohortError(message)

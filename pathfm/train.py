@@ -18,6 +18,7 @@ from pathfm.fit import Fit, SlideClassifier, fingerprint, fit
 from pathfm.folds import carve_stopping
 from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
 from pathfm.model import Model, read_model, write_model
+from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
 from pathfm.settings import TrainSettings
@@ -65,6 +66,7 @@ def train(
     out: Path,
     head: str = "gated-abmil",
     training: TrainSettings = TrainSettings(),
+    pseudonymise: Path | None = None,
 ) -> Trained:
     """Trains one model into a model directory, with predictions.csv and metrics.json beside it.
 
@@ -79,21 +81,23 @@ def train(
         out: the model directory.
         head: "gated-abmil" or "mean".
         training: how the head is trained.
+        pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
 
     Raises:
         InputError: the cohort or the settings cannot be used; patients on both sides of a split are refused.
         EmbeddingsError: damaged files, or several recipes.
     """
-    slides = labelled_slides(read_cohort(cohort), embeddings, label)
-    split = _split(slides, training)
-    model = fit_model(slides, split == "train", split == "val", head, training, out, what=f"train {label}")
-    table = slides.table.assign(split=split)[split != ""]
-    predictions = score_table(model, table, "split")
-    metrics = _metrics(slides, split, predictions)
-    write_table(out / "predictions.csv", predictions)
-    write_json(out / "metrics.json", metrics)
-    write_model(out, replace(model, figures=metrics if metrics["slide"] else None))
-    return Trained(out, model, predictions, metrics)
+    with private_run(pseudonymise, out, [embeddings], cohort=cohort) as names:
+        slides = labelled_slides(read_cohort(cohort, names), embeddings, label)
+        split = _split(slides, training)
+        model = fit_model(slides, split == "train", split == "val", head, training, out, what=f"train {label}")
+        table = slides.table.assign(split=split)[split != ""]
+        predictions = score_table(model, table, "split")
+        metrics = _metrics(slides, split, predictions)
+        write_table(out / "predictions.csv", predictions)
+        write_json(out / "metrics.json", metrics)
+        write_model(out, replace(model, figures=metrics if metrics["slide"] else None))
+        return Trained(out, model, predictions, metrics)
 
 
 def fit_model(

@@ -19,7 +19,6 @@ from PIL import Image
 from pyramids import spoil_tile, write_pyramid
 
 from pathfm.backbones import load_backbone
-from pathfm.embed import set_aside_if_withdrawn
 from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings, write_embeddings
 from pathfm.errors import (
     BackboneError,
@@ -37,6 +36,7 @@ from pathfm.reading import identify
 from pathfm.recipe import recipe_for, settings_of
 from pathfm.slide import open_slide
 from pathfm.sources import find_slides
+from pathfm.stale import set_aside_if_withdrawn
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
 
@@ -213,7 +213,7 @@ def test_the_embeddings_of_a_slide_with_too_many_unreadable_tiles_are_put_out_of
 ) -> None:
     source, work = find_slides([slides])[0], plan_extraction("colour", SPEC, device="cpu")
     path = run(slides, tmp_path / "out").folder / "a.h5"
-    set_aside_if_withdrawn(source, work, path, SlideError(source.path, "corrupt tile", ""))
+    set_aside_if_withdrawn(source, work.reading, path, SlideError(source.path, "corrupt tile", ""))
     assert sorted(find_embeddings(path.parent)) == ["b", "c"]
 
 
@@ -228,7 +228,7 @@ def test_a_slide_that_the_system_refuses_fails_alone_and_keeps_its_embeddings(
             raise SlideUnreadableError(source.path, "permission", "may not be read")
         return identify(source, how)
 
-    monkeypatch.setattr("pathfm.embed.identify", refusing)  # a test that runs as root is refused nothing
+    monkeypatch.setattr("pathfm.stale.identify", refusing)  # a test that runs as root is refused nothing
     with pytest.raises(SlidesFailedError):
         run(slides, out)
     assert [(row["slide_id"], row["reason"]) for row in failures(out)] == [("b", "permission")]
@@ -339,6 +339,13 @@ def test_a_slide_with_too_many_unreadable_tiles_is_refused(tmp_path: Path) -> No
     assert row["reason"] == "corrupt tile"
     assert "at least 6 of 1024 tiles" in row["message"]
     assert list((tmp_path / "out").rglob("*.h5")) == []
+    lenient = run(slides, tmp_path / "out", tiles=TileSpec(32, MPP), max_failed_share=0.01)
+    assert len(read_embeddings(lenient.folder / "a.h5").failed) == 8
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out", tiles=TileSpec(32, MPP))
+    assert [path.name for path in lenient.folder.glob("*.h5*")] == ["a.h5.stale"]
+    with pytest.raises(InputError, match="--max_failed_share is 2"):
+        run(slides, tmp_path / "out", max_failed_share=2)
 
 
 def test_an_interrupted_run_keeps_what_was_finished_and_goes_on_from_there(

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from drawn import RECIPE, SETTINGS, Study, embeddings_of, make_study
 
+from pathfm.cohort import read_cohort
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, ModelError
 from pathfm.heatmap import heatmap
@@ -240,7 +241,7 @@ def test_report_on_a_trained_model_shows_its_held_out_slides_alone(study: Study,
     html = out.read_text()
     slides = html.split("<h3>Slides</h3>")[1].split("<h2>")[0]
     assert re.findall(r'<tr><td class="id">([^<]*)</td>', slides) == ["g", "h"]
-    data = gather(tmp_path / "model", study.embeddings, tmp_path / "cohort.csv", None, None, None)
+    data = gather(tmp_path / "model", study.embeddings, read_cohort(tmp_path / "cohort.csv"), None, None, None)
     assert data.predictions["slide_id"].tolist() == ["g", "h"]  # what the plots are drawn from
     assert "held-out test rows of the cohort's split on 2 slides of 2 patients" in text_of(html)
     assert "those of the cross-validation" not in text_of(html)

@@ -1,0 +1,77 @@
+"""Whether the embeddings file of a slide still holds, and what becomes of one that does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pathfm.embeddings import read_embeddings, recipe_differences
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsError, MppError, SlideError
+from pathfm.progress import logger
+from pathfm.reading import has_changed, identify
+from pathfm.slidefiles import digest_kind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pathfm.reading import Reading
+    from pathfm.sources import SlideSource
+
+_WITHDRAWING = ("tissue outline", "corrupt tile")  # as is every refusal of a scale
+
+
+def why_stale(source: SlideSource, recipe: dict[str, Any], how: Reading, path: Path) -> str | None:
+    """Why a file is not what an extraction would write for this slide; None when it is, and is proven whole.
+
+    A slide is compared by the kind of digest that its file has: to ask for another kind makes no file again.
+
+    Raises:
+        SlideError: the slide cannot be read, or is too coarse for the tiles.
+    """
+    try:
+        found = read_embeddings(path)
+    except FileNotFoundError:
+        return "it is not there"
+    except EmbeddingsDamagedError as error:
+        return f"its file is damaged: {error.message.partition(';')[0]}"
+    differences = recipe_differences(found.recipe, recipe)
+    if not differences:
+        now = replace(how, digest=digest_kind(found.slide_digest))
+        for key, value in identify(source, now).items():
+            if getattr(found, key) != value:
+                differences.append(f"{key} is {getattr(found, key)}, wanted {value}")
+    n_failed, n_tiles = len(found.failed), len(found.failed) + len(found.coords)
+    if n_failed > how.max_failed_share * n_tiles:
+        differences.append(f"{n_failed} of its {n_tiles} tiles failed")
+    return "; ".join(differences) or None
+
+
+def set_aside_if_withdrawn(source: SlideSource, how: Reading, path: Path, error: SlideError) -> None:
+    """Renames the file of a slide that now cannot be used, so that nobody trains on it.
+
+    Only where the slide has changed since, or its scale, its outline or its tiles are what is refused: a slide that
+    just cannot be read may be back tomorrow, and keeps its file.
+    """
+    withdrawn = isinstance(error, MppError) or error.reason in _WITHDRAWING
+    if path.exists() and (withdrawn or _has_changed(source, how, path)):
+        path.replace(path.with_name(f"{path.name}.stale"))
+        logger.warning(
+            "%s: its older embeddings no longer hold and were renamed to %s.stale", source.slide_id, path.name
+        )
+
+
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """Tells whether a file was written anew."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _has_changed(source: SlideSource, how: Reading, path: Path) -> bool:
+    try:
+        digest = read_embeddings(path).slide_digest
+        return has_changed(source, digest, how.workers, how.limits)
+    except (OSError, SlideError, EmbeddingsError):
+        return False  # what cannot be read now need not have changed; damaged embeddings are refused anyway

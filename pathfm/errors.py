@@ -50,6 +50,7 @@ Reason = Literal[
     "memory",
     "no tissue",
     "tissue outline",
+    "features",
 ]
 
 

@@ -61,8 +61,14 @@ def settings_of(recipe: dict[str, Any]) -> RecipeSettings:
     """The settings that a recipe was made from, to make more embeddings like it.
 
     Raises:
-        InputError: it is no recipe that pathfm wrote, such as one that was edited.
+        InputError: it is of imported embeddings, or none that pathfm wrote, such as one that was edited.
     """
+    if "imported" in recipe:
+        message = (
+            "the embeddings were imported from another tool, so pathfm cannot make such ones from slides; embed the slides"
+            " with that tool, run pathfm import with the same options, and pass its folder to --embeddings"
+        )
+        raise InputError(message)
     try:
         return _settings(recipe)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

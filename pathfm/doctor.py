@@ -14,17 +14,17 @@ import openslide
 import torch
 from huggingface_hub import constants, get_token
 
+from pathfm.checkup import check_slide
 from pathfm.errors import SlideError
+from pathfm.isolation import Limits, isolated, usual_workers
 from pathfm.privacy import private_run
 from pathfm.scrub import withheld
-from pathfm.slide import Slide, open_slide
 from pathfm.sources import SlideSource, find_slides
 from pathfm.version import __version__
 
 _LIBRARIES = ("openslide-python", "openslide-bin", "torch", "timm", "lightning", "h5py", "numpy", "scikit-learn")
 _FORMATS = "Aperio, DICOM, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle, Ventana, Zeiss, generic tiled TIFF"
 _HUB_TIMEOUT_S = 3.0
-_CORNER_PX = 64
 
 
 def doctor(
@@ -44,11 +44,23 @@ def doctor(
         lines = [f"{name:<18}{value}" for name, value in _facts()]
         if slides:
             sources = find_slides(slides, mpp_override, names)
-            verdicts = [_check(source) for source in sources]
+            verdicts = _verdicts(sources)
             well = sum(verdict.startswith("ok") for verdict in verdicts)
             lines += ["", f"{len(sources)} slides, {well} fit for use"]
             lines += [f"{source.slide_id}  {verdict}" for source, verdict in zip(sources, verdicts, strict=True)]
         return "\n".join(map(withheld, lines))
+
+
+def _verdicts(sources: list[SlideSource]) -> list[str]:
+    """A line a slide; each is looked at in another process, for it is here that suspicious ones are brought."""
+    calls = [isolated(source.path, Limits(), usual_workers(), check_slide, source) for source in sources]
+    verdicts = []
+    for call in calls:
+        try:
+            verdicts.append(call.result())
+        except SlideError as error:
+            verdicts.append(f"{error.reason}: {error}")
+    return verdicts
 
 
 def _facts() -> list[tuple[str, str]]:
@@ -63,33 +75,6 @@ def _facts() -> list[tuple[str, str]]:
         ("weights cache", constants.HF_HUB_CACHE),
         ("free disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB in {Path.cwd()}"),
     ]
-
-
-def _check(source: SlideSource) -> str:
-    """`ok` and the facts, or the typed reason and what to do."""
-    try:
-        with open_slide(source.path, source.mpp_override, source.mpp_source) as slide:
-            corners = _readable_corners(slide)
-            return (
-                f"{'ok' if corners == 4 else 'corners unreadable'}  {slide.vendor}  {slide.mpp:g} mpp ({slide.mpp_source})  "
-                f"{slide.size_px0[0]} x {slide.size_px0[1]} px  levels {', '.join(f'{d:g}' for d in slide.level_downsamples)}  "
-                f"{corners}/4 corners readable"
-            )
-    except SlideError as error:
-        return f"{error.reason}: {error}"
-
-
-def _readable_corners(slide: Slide) -> int:
-    width, height = slide.size_px0
-    readable = 0
-    for x_px0 in (0, max(0, width - _CORNER_PX)):
-        for y_px0 in (0, max(0, height - _CORNER_PX)):
-            try:
-                slide.read_tile(x_px0, y_px0, min(_CORNER_PX, width, height), slide.mpp)
-                readable += 1
-            except SlideError:
-                continue
-    return readable
 
 
 def _version(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from pathfm.embed import Extracted, ExtractWork, extract_slide, loaded_backbone
 from pathfm.embeddings import embeddings_folder_name, read_embeddings, recipe_differences
 from pathfm.errors import EmbeddingsBusyError, EmbeddingsStaleError, InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
-from pathfm.isolation import Limits
+from pathfm.isolation import Limits, usual_workers
 from pathfm.privacy import private_run
 from pathfm.progress import log_to, logger, progress
 from pathfm.reading import Reading
@@ -39,7 +38,6 @@ __all__ = [
 ]
 
 FAILURES = "failures.csv"
-_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +241,7 @@ def plan_extraction(
             outlines=outlines,
             digest=digest,
             max_failed_share=max_failed_share,
-            workers=min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers,
+            workers=usual_workers() if workers is None else workers,
             limits=limits,
         ),
         recipe=recipe_for(identity, resolved, tissue, outlines=outlines is not None),

@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 
 from pathfm.embeddings import find_embeddings, read_embeddings, require_recipe
-from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlideError, SlidesFailedError
-from pathfm.figures import png_bytes
+from pathfm.errors import InputError, ModelError, SlideError, SlidesFailedError
 from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomically, write_text
+from pathfm.isolation import Limits, isolated
 from pathfm.model import Model, read_model
-from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, relative
+from pathfm.overlay import attention_geojson, relative
+from pathfm.pictures import View, draw_pictures
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
 from pathfm.scoring import require_slide, score_slide
 from pathfm.scrub import withheld
-from pathfm.slide import Slide, open_slide
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tables import read_table
 from pathfm.version import __version__
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
     from pathfm.embeddings import Embeddings
 
-__all__ = ["HEATMAPS_CSV", "HeatmapRow", "attention_geojson", "draw_gallery", "draw_heatmap", "heatmap"]
-
 HEATMAPS_CSV = "heatmaps.csv"
+_LIMITS = Limits(deadline_s=600.0)  # the overview may have to be made from all of the largest level
 OUT_OF_FOLD = "out of fold"
 FINAL_MODEL = "final model"
 SEEN = "seen in training"
@@ -165,9 +164,7 @@ def _one_slide(
     before, names = drawn_before.get(row.slide_id), _names(row.slide_id)
     if before is not None and before.fingerprint == fingerprint and all((out / name).is_file() for name in names):
         return before
-    with open_slide(source.path, embeddings.mpp, slide_id=source.slide_id) as slide:
-        _require_same_slide(slide, embeddings, file)
-        _write(slide, embeddings, attention, _title(row, choice), out, top_tiles)
+    _write(source, file, View.of(embeddings, attention, _title(row, choice), top_tiles), out)
     return replace(row, overlay=names[0], gallery=names[1], geojson=names[2], fingerprint=fingerprint)
 
 
@@ -240,19 +237,14 @@ def _title(row: HeatmapRow, choice: _Choice) -> str:
     return f"{said}\n{by}; {row.n_tiles} tiles"
 
 
-def _write(
-    slide: Slide, embeddings: Embeddings, attention: NDArray[np.float32], title: str, out: Path, top_tiles: int
-) -> None:
-    coords, extent_px0 = embeddings.coords, embeddings.tile_extent_px0
-    overlay, gallery, geojson = (out / name for name in _names(slide.slide_id))
-    write_atomically(overlay, png_bytes(draw_heatmap(slide, coords, extent_px0, attention, title)))
-    tiles = embeddings.recipe["tiles"]
-    top = np.argsort(-attention, kind="stable")[:top_tiles]
-    images = [slide.read_tile(int(x), int(y), tiles["size_px"], tiles["mpp"]) for x, y in coords[top]]
-    caption = f"{slide.slide_id}: the {len(top)} tiles with the highest attention"
-    drawing = draw_gallery(images, relative(attention)[top].tolist(), tiles["mpp"], caption)
-    write_atomically(gallery, png_bytes(drawing, dpi=110))
-    write_text(geojson, json.dumps(attention_geojson(coords, extent_px0, attention), separators=(",", ":")))
+def _write(source: SlideSource, file: Path, view: View, out: Path) -> None:
+    """Draws in another process, which a slide may crash, and writes here."""
+    pictures = isolated(source.path, _LIMITS, 1, draw_pictures, source, file, view).result()
+    overlay, gallery, geojson = (out / name for name in _names(source.slide_id))
+    write_atomically(overlay, pictures.overlay)
+    write_atomically(gallery, pictures.gallery)
+    points = attention_geojson(view.coords, view.extent_px0, view.attention)
+    write_text(geojson, json.dumps(points, separators=(",", ":")))
 
 
 def _names(slide_id: str) -> tuple[str, str, str]:
@@ -269,22 +261,6 @@ def _fingerprint(row: HeatmapRow, file: Path, choice: _Choice, top_tiles: int) -
         __version__,
     ]
     return sha256_text(canonical_json(facts))
-
-
-def _require_same_slide(slide: Slide, embeddings: Embeddings, file: Path) -> None:
-    if embeddings.slide_size_px0 == (0, 0):
-        if (embeddings.coords >= slide.size_px0).any():
-            message = f"{file} has tiles outside of {slide.path}; pass --slides the slides that it was made from"
-            raise EmbeddingsStaleError(file, message)
-        logger.warning(
-            "%s: its imported embeddings do not say the slide's size; drawn by its name alone", slide.slide_id
-        )
-    elif slide.size_px0 != embeddings.slide_size_px0:
-        message = (
-            f"{file} was made from a slide of {embeddings.slide_size_px0[0]} x {embeddings.slide_size_px0[1]} pixels, "
-            f"{slide.path} has {slide.size_px0[0]} x {slide.size_px0[1]}; extract again, or pass --slides the same slides"
-        )
-        raise EmbeddingsStaleError(file, message)
 
 
 def _table(rows: list[HeatmapRow]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pathfm.errors import InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
 from pathfm.files import read_json, write_atomically, write_json, write_text
+from pathfm.isolation import Limits, isolated, usual_workers
 from pathfm.outlines import tissue_of, tissue_to_geojson
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _SIZE_PX, _MPP = 224, 0.5  # what most backbones take
 _LONGEST_PX = 1600
 _STRIP_PX = 44
+_LIMITS = Limits(deadline_s=600.0)  # the tissue may have to be found in all of the largest level
 # Okabe and Ito (2008): told apart under the common colour blindnesses, and from pink and purple.
 _CONTOUR_RGB, _GRID_RGB = (0, 114, 178), (0, 158, 115)
 _COLUMNS = ("slide_id", "mpp", "mpp_source", "tissue_mm2", "n_tiles", "note")
@@ -75,9 +77,11 @@ def tile(
         spec = tiles.resolved(_SIZE_PX, _MPP)
         rows: list[dict[str, Any]] = []
         failures: list[Failure] = []
-        for source in progress(sources, "tile"):
+        how = (out, spec, tissue, outlines)
+        calls = {one: isolated(one.path, _LIMITS, usual_workers(), _one_slide, one, *how) for one in sources}
+        for source, call in progress(calls.items(), "tile"):
             try:
-                rows.append(_one_slide(source, out, spec, tissue, outlines))
+                rows.append(call.result())
             except SlideError as error:
                 failures.append(Failure.of(source.slide_id, error))
         table = pd.DataFrame(rows, columns=_COLUMNS)

@@ -50,12 +50,14 @@ def log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
-    if logger.level == logging.NOTSET:  # a notebook, where nobody has asked for less
+    level = logger.level
+    if level == logging.NOTSET:  # a notebook, where nobody has asked for less
         logger.setLevel(logging.INFO)
     try:
         with logging_redirect_tqdm([logger]):
             yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
 

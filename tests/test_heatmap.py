@@ -15,9 +15,9 @@ from PIL import Image
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlidesFailedError
 from pathfm.figures import png_bytes
-from pathfm.heatmap import attention_geojson, draw_heatmap, heatmap
+from pathfm.heatmap import heatmap
 from pathfm.model import read_model
-from pathfm.overlay import draw_gallery, paint_tiles, relative, scale_bar_um, times
+from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, paint_tiles, relative, scale_bar_um, times
 from pathfm.scoring import score_slide
 from pathfm.slide import open_slide
 
@@ -95,7 +95,7 @@ def test_interrupted_run_remembers_what_is_drawn(copy: Study, monkeypatch: pytes
         patch.setattr("pathfm.heatmap.read_embeddings", interrupted)
         with pytest.raises(KeyboardInterrupt):
             heatmap(copy.crossval, slides, copy.embeddings, out)
-    monkeypatch.setattr("pathfm.heatmap.draw_heatmap", interrupted)  # nothing is drawn again
+    monkeypatch.setattr("pathfm.heatmap.isolated", interrupted)  # nothing is drawn again
     assert heatmap(copy.crossval, slides, copy.embeddings, out).equals(first)
 
 

@@ -60,6 +60,8 @@ HOUSE: dict[int, dict[str, str]] = {
         "recipe": "imaging",
         "reading": "imaging",
         "stale": "imaging",
+        "checkup": "imaging",
+        "pictures": "imaging",
         "embed": "imaging",
         "extract": "imaging",
         "imported": "imaging",

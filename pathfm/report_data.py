@@ -284,7 +284,8 @@ def _unusable(metrics: Mapping[str, Any], failures: pd.DataFrame | None) -> list
     rows = []
     for row in [] if failures is None else failures.to_dict("records"):
         told = row["message"].replace(row["path"], Path(row["path"]).name) if row["path"] else row["message"]
-        rows.append({"slide_id": row["slide_id"], "kind": "failed", "reason": row["reason"], "message": told})
+        kind = "left out" if row["reason"] == "no tissue" else "failed"
+        rows.append({"slide_id": row["slide_id"], "kind": kind, "reason": row["reason"], "message": told})
     failed = {row["slide_id"] for row in rows}
     for left in metrics["left_out"]:
         if left["slide_id"] not in failed:

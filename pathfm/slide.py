@@ -17,6 +17,7 @@ import openslide
 from PIL import Image
 
 from pathfm.errors import MppError, SlideUnreadableError, TileUnreadableError
+from pathfm.privacy import allowed
 from pathfm.progress import logger
 from pathfm.scale import MPP_SANE, MppSource, objective_power, require_sane_mpp, settled_mpp, stated_mpp
 from pathfm.slidefiles import open_handle, require_readable, series_files, slide_digest
@@ -108,7 +109,7 @@ class Slide:
         self._stated_downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
         self.level_downsamples = tuple(map(self._true_downsample, self.level_sizes, self._stated_downsamples))
         self.objective_power = objective_power(handle.properties)
-        self.vendor = str(handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "image"))
+        self.vendor = allowed(handle.properties).get(openslide.PROPERTY_NAME_VENDOR, "image")
         self.unreadable_px0: tuple[Box, ...] = ()
 
     @property

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pathfm.errors import Reason, SlideUnreadableError
 from pathfm.files import sha256_file, sha256_text
+from pathfm.privacy import allowed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +104,7 @@ def _bytes_of(path: Path) -> int:
 def _quickhash(path: Path) -> str:
     """OpenSlide's own digest, "" where it has none."""
     with open_handle(path) as handle:
-        return str(handle.properties.get(openslide.PROPERTY_NAME_QUICKHASH1, ""))
+        return allowed(handle.properties).get(openslide.PROPERTY_NAME_QUICKHASH1, "")
 
 
 def dicom_series(path: Path) -> str:

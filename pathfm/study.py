@@ -13,11 +13,13 @@ from pathfm.failures import Failure, write_failures
 from pathfm.folds import assign_folds
 from pathfm.heads import require_head
 from pathfm.heatmap import heatmap
+from pathfm.isolation import Limits
 from pathfm.privacy import private_run
 from pathfm.progress import log_to
 from pathfm.report import report
 from pathfm.scoring import summary
 from pathfm.settings import TrainSettings
+from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads the annotation
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
@@ -62,6 +64,8 @@ def run(
     precision: Precision = "float32",
     batch_size: int = 32,
     workers: int | None = None,
+    digest: DigestKind = "sha256",
+    limits: Limits = Limits(),
     credit: str | None = None,
     pseudonymise: Path | None = None,
 ) -> Study:
@@ -86,7 +90,9 @@ def run(
         device: where tiles are embedded: auto, cpu, cuda, cuda:1, mps.
         precision: of the backbone's matrix products.
         batch_size: tiles in a forward pass.
-        workers: threads that read tiles.
+        workers: processes that read tiles; one a core, up to 8, where not given.
+        digest: what a slide is known by: sha256, or quick, as of extract.
+        limits: what a process that reads may take.
         credit: a column of the cohort table that says whom to credit for the slides; the report shows its values.
         pseudonymise: a key file, made where it is missing; ids of slides and patients become keyed hashes in all that is
             written and said.
@@ -102,9 +108,20 @@ def run(
         _require_plan(table, label, folds, head, training.seed)
         sources = find_slides([cohort], mpp_override, names)
         with log_to(out / "pathfm.log"):
-            work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, batch_size, workers)
+            work = plan_extraction(
+                backbone,
+                tiles,
+                tissue,
+                outlines,
+                device,
+                precision,
+                batch_size,
+                workers,
+                digest,
+                limits=limits,
+            )
             extracted = extract_slides(sources, work, out / "embeddings")
-            write_failures(out / "failures.csv", extracted.failed)
+            write_failures(out / "failures.csv", [*extracted.failed, *extracted.empty])
             _require_some(table, len(sources), extracted.failed)
             folder = extracted.folder
             result = crossval(cohort, folder, label, out / "crossval", folds, head, training, key)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import TYPE_CHECKING
 
 from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings
 from pathfm.errors import EmbeddingsDamagedError, EmbeddingsError, InputError, SlideError
 from pathfm.guarded import damaged
-from pathfm.isolation import Limits, isolated
+from pathfm.isolation import Limits, isolated, usual_workers
+from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pathfm.privacy import Pseudonyms
     from pathfm.recheck import Recheck
     from pathfm.sources import SlideSource
 
     Check = Callable[[Path, SlideSource], Recheck]
 
 _LIMITS = Limits(deadline_s=600.0, memory_gib=16.0)  # a large file on a slow disk; its rows are mapped
-_MOST_WORKERS = 8
 
 
 def verify(
@@ -32,6 +32,7 @@ def verify(
     mpp_override: float | None = None,
     device: str = "auto",
     backbone: str | None = None,
+    pseudonymise: Path | None = None,
 ) -> str:
     """Proves every embeddings file of a folder and says how many there are.
 
@@ -47,6 +48,7 @@ def verify(
         mpp_override: the override that was passed to extract.
         device: where the backbone runs.
         backbone: where the backbone lies here, if it is one from a folder: local-dir:/folder.
+        pseudonymise: the key file that extract was given, to find the slides of the files again.
 
     Raises:
         EmbeddingsDamagedError: names the files that are damaged, incomplete, of another recipe than their folder, or not
@@ -62,7 +64,8 @@ def verify(
     if slides:
         whole = {slide_id: path for slide_id, path in files.items() if path not in wrong}
         check = _deep_check(whole, deep, outlines, device, backbone) if deep and whole else _digest_check()
-        against = _against_slides(whole, slides, mpp_override, check)
+        with private_run(pseudonymise, None, [embeddings], slides=slides, outlines=outlines) as pseudonyms:
+            against = _against_slides(whole, slides, mpp_override, check, pseudonyms)
         wrong += [path for path, found in against.items() if found.problem]
         said += f"; {len(against)} held against their slides" + (_deep_words(against) if deep else "")
     _mention_unfinished(files)
@@ -75,8 +78,7 @@ def verify(
 
 def _wrong_files(files: dict[str, Path]) -> list[Path]:
     """The files that are not right by themselves, each with a line in the log."""
-    workers = min(os.cpu_count() or 1, _MOST_WORKERS)
-    calls = {path: isolated(path, _LIMITS, workers, _problem, path) for path in files.values()}
+    calls = {path: isolated(path, _LIMITS, usual_workers(), _problem, path) for path in files.values()}
     wrong = []
     for path, call in progress(calls.items(), "verify", unit="file"):
         try:
@@ -103,12 +105,16 @@ def _problem(path: Path) -> str | None:
 
 
 def _against_slides(
-    files: dict[str, Path], slides: list[Path], mpp_override: float | None, check: Check
+    files: dict[str, Path],
+    slides: list[Path],
+    mpp_override: float | None,
+    check: Check,
+    pseudonyms: Pseudonyms | None,
 ) -> dict[Path, Recheck]:
     """What became of each file that has its slide; those without, and slides without a file, are mentioned."""
     from pathfm.sources import find_slides  # only here: files are proven on a machine without OpenSlide, too
 
-    sources = {source.slide_id: source for source in find_slides(slides, mpp_override)}
+    sources = {source.slide_id: source for source in find_slides(slides, mpp_override, pseudonyms)}
     for names, what in (
         (files.keys() - sources.keys(), "files have no slide among those given and were not held against one"),
         (sources.keys() - files.keys(), "slides have no file that is right"),

@@ -45,7 +45,7 @@ def test_labels_that_a_spreadsheet_turned_into_floats_are_one_class(tmp_path: Pa
         ("slide_id,patient_id\na,1\nb,2\na,3\n", "rows 2, 4"),
         ("slide_id,patient_id\n,1\n", "slide_id is empty in row 2"),
         ("slide_id,patient_id\na,\n", "patient_id is empty in row 2"),
-        ("slide_id,patient_id,mpp\na,1,fine\n", "'fine' in row 2"),
+        ("slide_id,patient_id,mpp\na,1,fine\n", "mpp is no number in row 2"),
         ("slide_id,patient_id,split\na,1,holdout\n", "use train, val or test"),
         ("slide,patient_id\na,1\n", "lacks the column slide_id"),
         ("slide_id,patient_id\n", "add one row a slide"),

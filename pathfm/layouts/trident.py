@@ -42,7 +42,7 @@ def _read(source: Source) -> ForeignSlide:
     features = h5.features("features")
     name = h5.text("name", "features") or h5.text("name", "coords")
     if name is not None and name != source.path.stem:
-        raise refused(source.path, f"says that it holds slide {name}; give the file its slide's name")
+        raise refused(source.path, "says that it holds another slide than its name; give the file its slide's name")
     folder = source.path.parent.name
     encoder = h5.text("encoder", "features") or (folder[9:] if folder.startswith("features_") else None)
     size, overlap = h5.whole("patch_size", "coords"), h5.number("overlap", "coords")

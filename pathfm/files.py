@@ -26,11 +26,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         DiskFullError: there is no space; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_temporary_stem(path)}{os.getpid()}.tmp")
+    # A process id alone is not one's own: two containers, or two machines, may share a folder and have the same.
+    temporary = path.with_name(f"{_temporary_stem(path)}{os.getpid()}-{os.urandom(4).hex()}.tmp")
     with disk_full_named(path):
+        make_folder(path.parent)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 write_all(descriptor, data)
                 os.fsync(descriptor)
@@ -105,6 +106,14 @@ def sha256_file(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, each durable, so that no power loss takes away what will be synced in it."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,37 +1,52 @@
 """Processes of their own for code that may hang, crash or eat the memory: native decoders on files from anywhere.
 
-A call runs in a spawned process with a limit on its memory and a deadline. What goes wrong there costs that call: the
-process is replaced, the caller gets a typed `SlideError`. The processes stay for further calls until the program ends.
+A call runs in another process with a limit on its memory and a deadline. What goes wrong there costs that call: the
+process is replaced, the caller gets a typed `SlideError`. The processes stay for further calls until the program ends,
+and end with it. Each has a pipe and a thread here to itself, so a death leaves nothing locked that others wait for.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import logging
-import multiprocessing
-import resource
+import os
+import pickle
 import signal
-from concurrent.futures import TimeoutError as DeadlineError
-from concurrent.futures.process import BrokenProcessPool
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Pipe
+from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from pebble import ProcessExpired, ProcessPool
-
+from pathfm.confined import Outcome, answer_calls
 from pathfm.errors import InputError, SlideError
 from pathfm.progress import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-    from pebble import ProcessFuture
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_MOST_WORKERS = 8
 _LEAST_GIB = 1.0  # what the libraries themselves map
+_MOST_GIB, _MOST_S = 1e6, 1e6  # what the system can be told
+_STARTS, _START_S = 3, 300.0
+_DYING_S = 5.0
+_LAST_WORDS_BYTES = 1 << 12
+_OUT_OF_MEMORY = "failed to allocate"  # the last words of GLib, and so of OpenSlide
+# One reader a core. The many threads of a large machine would also have each their share of the address space.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+_PROGRAM = (
+    f"import sys; sys.path[:] = sys.argv[3:]; from {answer_calls.__module__} import {answer_calls.__name__} as answer;"
+    " answer(int(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 @dataclass(frozen=True)
@@ -58,46 +73,30 @@ class Limits:
 
 
 class Call(Generic[T]):
-    """A call that is under way."""
+    """A call that waits for a process, is under way, or is done."""
 
-    def __init__(
-        self, future: ProcessFuture[tuple[T, list[logging.LogRecord]]], path: Path, deadline_s: float, memory_gib: float
-    ) -> None:
-        self._future, self._path, self._deadline_s, self._memory_gib = future, path, deadline_s, memory_gib
+    def __init__(self, path: Path, limits: Limits, message: bytes) -> None:
+        self.path, self.limits, self.message = path, limits, message
+        self.outcome: Future[Outcome[T]] = Future()
 
     def result(self) -> T:
         """What it returned; what it logged is logged here.
 
         Raises:
             SlideError: it took too long ("timeout"), its process died ("crash"), or it asked for too much ("memory").
+            InputError: no process can be started.
             Exception: whatever the call itself raised.
         """
-        try:
-            value, records = self._future.result()
-        except DeadlineError as error:
-            problem = f"was not read within {self._deadline_s:g} s; copy it to a faster disk, or pass a larger --limits.deadline_s"
-            raise SlideError(self._path, "timeout", f"{self._path} {problem}") from error
-        except ProcessExpired as error:
-            problem = f"made its reader crash ({_ending(error.exitcode)}); copy the slide again, or convert it to a pyramidal TIFF"
-            raise SlideError(self._path, "crash", f"{self._path} {problem}") from error
-        except MemoryError as error:
-            problem = (
-                f"needs more than {self._memory_gib:g} GiB to be read; pass a larger --limits.memory_gib, or convert it"
-            )
-            raise SlideError(self._path, "memory", f"{self._path} {problem}") from error
-        except BrokenProcessPool as error:
-            message = (
-                "the processes that read slides cannot be started; in a script of your own, put what runs pathfm under"
-                " if __name__ == '__main__':"
-            )
-            raise InputError(message) from error
-        for record in records:
+        outcome = self.outcome.result()
+        for record in outcome.records:
             logger.handle(record)
-        return value
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
 
     def cancel(self) -> None:
-        """Ends it; its process is replaced if it has begun."""
-        self._future.cancel()  # type: ignore[no-untyped-call]
+        """Drops it if it has not begun; what has begun ends by itself or at its deadline, and nobody waits for it."""
+        self.outcome.cancel()
 
 
 def isolated(
@@ -107,74 +106,146 @@ def isolated(
 
     Args:
         path: the file that it reads, for errors.
-        limits: of its process; the deadline is that of this call, counted from when a process takes it up.
-        workers: how many processes there are.
-        function: a function of a module; it, its arguments and what it returns are pickled.
+        limits: of its process; the deadline is that of this call, counted from when a process has taken it up.
+        workers: how many processes there are at most.
+        function: a function of a module that can be imported; it, its arguments and what it returns are pickled.
         args: for it.
         kwargs: for it.
     """
-    pool = _pool(workers, limits.memory_gib)
-    task = (logger.getEffectiveLevel(), function, args, kwargs)
-    future = pool.schedule(_recorded, args=task, timeout=limits.deadline_s)
-    return Call(future, path, limits.deadline_s, limits.memory_gib)
+    message = pickle.dumps((Path.cwd(), logger.getEffectiveLevel(), function, args, kwargs))
+    call: Call[T] = Call(path, limits, message)
+    _team(os.getpid(), workers, limits.memory_gib).put(call)
+    return call
+
+
+def usual_workers() -> int:
+    """How many processes are started where nobody says: one a core that this process may use, up to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
 
 
 @functools.cache
-def _pool(workers: int, memory_gib: float) -> ProcessPool:
-    """The processes of this program; of another number or another limit only where somebody asks."""
-    pool = ProcessPool(
-        max_workers=workers,
-        initializer=_confine,
-        initargs=(int(memory_gib * 2**30),),
-        context=multiprocessing.get_context("spawn"),  # a fork would copy torch's threads and mappings
-    )
-    atexit.register(_end, pool)
-    return pool
+def _team(_pid: int, workers: int, memory_gib: float) -> SimpleQueue[Call[Any]]:
+    """Where the processes of this program take calls from; others only for another number, another limit, or after a fork."""
+    waiting: SimpleQueue[Call[Any]] = SimpleQueue()
+    memory_bytes = int(min(memory_gib, _MOST_GIB) * 2**30)
+    for _ in range(workers):
+        threading.Thread(target=_look_after_one, args=(waiting, memory_bytes), daemon=True).start()
+    return waiting
 
 
-def _end(pool: ProcessPool) -> None:
-    pool.stop()  # type: ignore[no-untyped-call]
-    pool.join()
+def _look_after_one(waiting: SimpleQueue[Call[Any]], memory_bytes: int) -> None:
+    """Has one process after the other answer calls; they are started when they are needed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C reaches the group, we answer it
+    process: _Process | None = None
+    while True:
+        call = waiting.get()
+        if not call.outcome.set_running_or_notify_cancel():
+            continue
+        try:
+            process = _taking_up(call.message, process, memory_bytes)
+            call.outcome.set_result(process.outcome(call.path, call.limits))
+        except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
+            call.outcome.set_exception(error)
+            if process is not None:
+                process.end()
+            process = None
 
 
-def _confine(memory_bytes: int) -> None:
-    """Runs first in each process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent answers it
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core holds the pixels of a patient
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
+def _taking_up(message: bytes, process: _Process | None, memory_bytes: int) -> _Process:
+    """The process that has taken a call up: another, where this one has died since the last call."""
+    said = ""
+    for _ in range(_STARTS):
+        try:
+            process = process or _Process(memory_bytes)
+            process.take_up(message)
+        except (EOFError, OSError) as error:
+            said = process.ending() if process else str(error)
+            if process:
+                process.end()
+            process = None
+        else:
+            return process
+    problem = f"the processes that read slides cannot be started ({said}); free some memory, or install pathfm again"
+    raise InputError(problem)
 
 
-def _recorded(
-    level: int, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[T, list[logging.LogRecord]]:
-    """Calls, and takes along what is logged meanwhile."""
-    records: list[logging.LogRecord] = []
-    handler = _Collect(records)
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    try:
-        return function(*args, **kwargs), records
-    finally:
-        logger.removeHandler(handler)
+class _Process:
+    """A process that answers one call after the other."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        with ExitStack() as opened:
+            self._pipe, theirs = map(opened.enter_context, Pipe())
+            self._stderr = opened.enter_context(tempfile.TemporaryFile("a+b"))
+            words = [_PROGRAM, str(theirs.fileno()), str(memory_bytes), *map(str, sys.path)]
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | _ENVIRONMENT,
+            )
+            theirs.close()
+            self._opened = opened.pop_all()
+        atexit.register(self.end)
+
+    def take_up(self, message: bytes) -> None:
+        """Returns once it has what it needs for the call: its imports are not on the call's time.
+
+        Raises:
+            EOFError: it has died.
+            OSError: it has died, or takes minutes.
+        """
+        if os.fstat(self._stderr.fileno()).st_size:
+            self._stderr.truncate(0)  # what was said of another slide
+        self._pipe.send_bytes(message)
+        if not self._pipe.poll(_START_S):
+            raise TimeoutError
+        self._pipe.recv_bytes()
+
+    def outcome(self, path: Path, limits: Limits) -> Outcome[Any]:
+        """The outcome of the call that it has taken up.
+
+        Raises:
+            SlideError: it took too long, died, or asked for too much; it cannot be used further.
+        """
+        try:
+            if not self._pipe.poll(min(limits.deadline_s, _MOST_S)):
+                problem = f"was not read within {limits.deadline_s:g} s; copy it to a faster disk, or pass a larger --limits.deadline_s"
+                raise SlideError(path, "timeout", f"{path} {problem}")
+            outcome: Outcome[Any] = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            ending = self.ending()
+            if _OUT_OF_MEMORY in ending:
+                raise _too_large(path, limits) from error
+            problem = f"made its reader crash ({ending}); copy the slide again, or convert it to a pyramidal TIFF"
+            raise SlideError(path, "crash", f"{path} {problem}") from error
+        if isinstance(outcome.error, MemoryError):
+            raise _too_large(path, limits) from outcome.error
+        return outcome
+
+    def ending(self) -> str:
+        """How it ended, in words, with its last words."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_DYING_S)
+        code = self._process.returncode
+        how = f"exit code {code}" if code is None or code >= 0 else signal.strsignal(-code) or f"signal {-code}"
+        if code == -signal.SIGKILL:
+            how += ", as the system does where memory runs out"
+        self._stderr.seek(max(0, os.fstat(self._stderr.fileno()).st_size - _LAST_WORDS_BYTES))
+        said = self._stderr.read().decode("utf-8", "replace").split("\n")
+        return ": ".join([how, *[line.strip() for line in said if line.strip()][-1:]])
+
+    def end(self) -> None:
+        """Kills it; one that waits for a dead disk dies when that answers, and is not waited for."""
+        atexit.unregister(self.end)
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_DYING_S)
+        self._opened.close()
 
 
-class _Collect(logging.Handler):
-    """Keeps records; their arguments are put in, for these need not be picklable."""
-
-    def __init__(self, records: list[logging.LogRecord]) -> None:
-        super().__init__()
-        self._records = records
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None
-        self._records.append(record)
-
-
-def _ending(exitcode: int) -> str:
-    """How a process ended, in words."""
-    try:
-        return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
-    except ValueError:
-        return f"exit code {exitcode}"
+def _too_large(path: Path, limits: Limits) -> SlideError:
+    problem = f"needs more than {limits.memory_gib:g} GiB to be read; pass a larger --limits.memory_gib, or convert it"
+    return SlideError(path, "memory", f"{path} {problem}")

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pathfm.errors import EmbeddingsBusyError, EmbeddingsDamagedError
-from pathfm.files import canonical_json, disk_full_named, sync_folder, write_all
+from pathfm.files import canonical_json, disk_full_named, make_folder, sync_folder, write_all
 from pathfm.progress import logger
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def claimed(path: Path, *, wait: bool) -> Iterator[Journal]:
         EmbeddingsBusyError: another process holds it.
         DiskFullError: no space to make it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_named(path):
+        make_folder(path.parent)
         descriptor = _locked(path, wait=wait)
     journal = Journal(path, descriptor)
     try:
@@ -90,11 +90,7 @@ class Journal:
         record = _record(_HEAD, canonical_json(head).encode(), b"")
         found = os.pread(self._descriptor, len(record), 0)
         if found != record:
-            os.ftruncate(self._descriptor, 0)
-            self._end = 0
-            self._write(record)
-            self._sync()
-            sync_folder(self.path.parent)
+            self._start_again(record)
         self._end = self._head_end = len(record)
         self._digest = record[-_DIGEST_BYTES:]
         count = 0
@@ -131,8 +127,17 @@ class Journal:
 
     def remove(self) -> None:
         """Takes the journal away, once the file that it was for is durable."""
-        self.path.unlink(missing_ok=True)
-        sync_folder(self.path.parent)
+        with disk_full_named(self.path):
+            self.path.unlink(missing_ok=True)
+            sync_folder(self.path.parent)
+
+    def _start_again(self, record: bytes) -> None:
+        self._end = 0
+        with disk_full_named(self.path):
+            os.ftruncate(self._descriptor, 0)
+            self._write(record)
+            self._sync()
+            sync_folder(self.path.parent)
 
     def _write(self, record: bytes) -> None:
         with disk_full_named(self.path):
@@ -172,7 +177,7 @@ def _record(magic: bytes, content: bytes, before: bytes) -> bytes:
 def _locked(path: Path, *, wait: bool) -> int:
     """A descriptor of the journal that lies at the path now, locked; its last holder may just have removed it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # no link to a file that is not ours
         try:
             _lock(path, descriptor, wait=wait)
             if _lies_at(path, descriptor):

@@ -169,8 +169,13 @@ def has_changed(source: SlideSource, digest: str, workers: int = 1, limits: Limi
 
 
 @contextmanager
-def _reading(source: SlideSource) -> Iterator[Slide]:
-    """The open slide; what the system refuses while it is read is a failure of this slide, not of the run."""
+def opened(source: SlideSource) -> Iterator[Slide]:
+    """The open slide, in a process of its own; what the system refuses while it is read is this slide's failure.
+
+    Raises:
+        SlideError: it cannot be used, or not read to its end.
+        MemoryError: OpenCV had none left, where it raises an error of its own kind.
+    """
     try:
         with source.open() as slide:
             yield slide
@@ -188,7 +193,7 @@ def _reading(source: SlideSource) -> Iterator[Slide]:
 
 
 def _survey(source: SlideSource, how: Reading) -> Survey:
-    with _reading(source) as slide:
+    with opened(source) as slide:
         mask = tissue_of(slide, how.tissue, how.outlines, source.original_id)
         return Survey(
             digest=slide_digest(source.path, how.digest),
@@ -202,7 +207,7 @@ def _survey(source: SlideSource, how: Reading) -> Survey:
 
 
 def _identify(source: SlideSource, how: Reading) -> dict[str, Any]:
-    with _reading(source) as slide:
+    with opened(source) as slide:
         require_scan_fine_enough(slide, how.tiles)  # the recipe does not say whether upsampling was allowed
         facts = {
             "slide_id": source.slide_id,
@@ -220,14 +225,14 @@ def _read_tile(
 ) -> NDArray[np.uint8] | None:
     """One tile, None where it cannot be decoded."""
     try:
-        return _opened(source, job).read_tile(*place)
+        return _kept_open(source, job).read_tile(*place)
     except TileUnreadableError:
         require_readable(source.path)  # a slide that is gone or cut by now has not one bad tile
         return None
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(source: SlideSource, _job: tuple[int, int]) -> Slide:
+def _kept_open(source: SlideSource, _job: tuple[int, int]) -> Slide:
     """The slide of this process, opened once a job; the one before closes itself when it is let go."""
     return source.open()
 

@@ -1,23 +1,15 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyramids import spoil_tile, waves, write_pyramid
 
 from pathfm.errors import InputError, MppError
-from pathfm.slide import open_slide
-from pathfm.tiles import TileSpec, read_tiles, tile_slide
+from pathfm.tiles import TileSpec, tile_slide
 from pathfm.tissue import TissueMask
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from pathfm.slide import Slide
 
 
 class Scan:
@@ -126,60 +118,6 @@ def test_what_a_spec_leaves_open_comes_from_the_backbone() -> None:
     assert TileSpec(128, 1.0, 64).resolved(224, 0.5) == TileSpec(128, 1.0, 64)
     with pytest.raises(InputError, match=r"--tiles\.size_px"):
         grid((2000, 2000), 0.5, TileSpec())
-
-
-@pytest.fixture(scope="module")
-def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """512 x 512 pixels in tiles of 64, two of which cannot be decoded."""
-    path = tmp_path_factory.mktemp("spoilt") / "spoilt.tiff"
-    write_pyramid(path, waves(512, 512, 0.5), 0.5, compression="jpeg")
-    for index in (5, 37):
-        spoil_tile(path, index)
-    return path
-
-
-@pytest.fixture
-def slide(spoilt: Path) -> Iterator[Slide]:
-    with open_slide(spoilt) as opened:
-        yield opened
-
-
-@pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 100])
-def test_batches_hold_the_tiles_in_order_and_name_those_that_failed(
-    slide: Slide, workers: int, batch_size: int
-) -> None:
-    coords = tile_slide(slide, all_tissue((512, 512), 0.5), TileSpec(64, 0.5)).coords
-    batches = list(read_tiles(slide, coords, 64, 0.5, batch_size, workers))
-    assert [b.start for b in batches] == list(range(0, 64, batch_size))
-    assert [b.stop for b in batches] == [min(start + batch_size, 64) for start in range(0, 64, batch_size)]
-    assert np.concatenate([b.failed for b in batches]).tolist() == [5, 37]
-    rows = np.concatenate([b.rows for b in batches])
-    pixels = np.concatenate([b.pixels for b in batches])
-    assert rows.tolist() == [i for i in range(64) if i not in (5, 37)]
-    assert pixels.dtype == np.uint8
-    for row, tile in zip(rows, pixels, strict=True):
-        assert np.array_equal(tile, slide.read_tile(*map(int, coords[row]), 64, 0.5))
-
-
-def test_a_batch_of_nothing_but_failures_is_empty(slide: Slide) -> None:
-    (batch,) = read_tiles(slide, np.array([[320, 0]], np.int32), 64, 0.5)
-    assert batch.pixels.shape == (0, 64, 64, 3)
-    assert batch.failed.tolist() == [0]
-
-
-def test_no_coords_give_no_batch(slide: Slide) -> None:
-    assert list(read_tiles(slide, np.zeros((0, 2), np.int32), 64, 0.5)) == []
-
-
-def test_reading_looks_ahead_only_so_far(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    monkeypatch.setattr(slide, "read_tile", lambda x, y, size, mpp: read.append(x) or np.zeros((8, 8, 3), np.uint8))
-    batches = read_tiles(slide, np.zeros((10_000, 2), np.int32), 8, 0.5, batch_size=10, workers=2)
-    next(batches)
-    next(batches)
-    batches.close()
-    assert 20 <= len(read) <= 20 + 10 + 4
 
 
 def test_tiles_where_the_slide_could_not_be_read_are_kept_to_be_tried() -> None:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-long lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/pathfm demo --out demo
@@ -11,6 +11,10 @@ demo: $(VENV)/installed
 test: lint
 	# a file stays with one worker, so the demo runs once; one thread a worker, so the two do not fight over the machine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-long: $(VENV)/installed
+	# -rP prints what the tests counted
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -rP -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import importlib
 import json
 import logging
@@ -82,7 +83,9 @@ def command_parser(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:
     target, summary = COMMANDS[command]
     module, name = target.split(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # No option names a class, and jsonargparse would import the module of one before it refuses it.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["*"])
+    _read_no_aliases()
     parser = ArgumentParser(
         prog=f"pathfm {command}",
         description=f"{summary[0].upper()}{summary[1:]}.",
@@ -92,6 +95,23 @@ def command_parser(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:
     parser.add_argument("--config", action="config", help="a YAML file with these options as keys")
     parser.add_function_arguments(function, sub_configs=True)
     return parser, function
+
+
+@functools.cache
+def _read_no_aliases() -> None:
+    """Has the parser refuse YAML aliases: a few of them stand for more values than fit into memory."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+
+    def without_aliases(text: str) -> Any:
+        alias = next((token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)), None)
+        if alias is not None:
+            raise yaml.scanner.ScannerError(problem="an alias (*) is not read here, write out what it stands for")
+        return load(text)
+
+    set_loader("yaml", without_aliases, (yaml.YAMLError,))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -165,8 +185,11 @@ def _settings(parser: ArgumentParser, command: str, options: list[str]) -> Any:
         config = re.search(r"--config[= ](\S+)", " ".join(options))
         where = f"{config[1]}: " if config and "config" in str(error) else ""
         raise InputError(where + _one_line(str(error), known, command)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"--config cannot be read ({error}); pass a YAML file in UTF-8"
+    except (OSError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        message = (
+            f"--config cannot be read ({said}); pass a YAML file in UTF-8 with the options that pathfm {command} has"
+        )
         raise InputError(message) from error
 
 

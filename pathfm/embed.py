@@ -7,6 +7,7 @@ import hashlib
 import math
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import torch
 
 from pathfm.backbones import LoadedBackbone, Precision, load_backbone
 from pathfm.embeddings import Embeddings, recipe_differences, recipe_sha256, write_embeddings
-from pathfm.errors import BackboneError, SlideError
+from pathfm.errors import BackboneError, EmbeddingsBusyError, EmbeddingsDamagedError, SlideError
 from pathfm.files import sweep_temporaries
 from pathfm.journal import claimed
 from pathfm.progress import logger, progress
@@ -119,9 +120,11 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bo
     started_s = time.monotonic()
     backbone = _backbone_of(work)
     looked_at, stale = state_of(out), why_stale(source, work.recipe, work.reading, out)
+    part = out.with_suffix(".part")
     if stale is None:
+        _tidy(out, part)
         return None
-    with claimed(out.with_suffix(".part"), wait=wait) as journal:
+    with claimed(part, wait=wait) as journal:
         if state_of(out) != looked_at:
             stale = why_stale(source, work.recipe, work.reading, out)
             if stale is None:
@@ -141,6 +144,14 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bo
         tissue_mm2=seen.tissue_mm2,
         seconds=time.monotonic() - started_s,
     )
+
+
+def _tidy(out: Path, part: Path) -> None:
+    """Takes away what a run left that was killed between the end of its file and that of its journal."""
+    if part.exists():
+        with suppress(EmbeddingsBusyError), claimed(part, wait=False) as journal:
+            sweep_temporaries(out)
+            journal.remove()
 
 
 def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackbone:
@@ -170,7 +181,7 @@ def _embed(source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: Ex
     there = journal.begin(_head(source, seen, backbone, work))
     if there:
         logger.info("%s: goes on after tile %d of %d", source.slide_id, min(there * work.batch_size, n_tiles), n_tiles)
-    before = _unpacked(journal.blocks(), n_tiles, work.batch_size, backbone.row.dim or 0)
+    before = _unpacked(journal.path, journal.blocks(), n_tiles, work.batch_size, backbone.row.dim or 0)
     n_failed = sum(int(failed.sum()) for failed, _, _ in before)
     how = work.reading
     batches: Iterator[TileBatch] = read_tiles(
@@ -209,12 +220,15 @@ def _packed(batch: TileBatch, features: NDArray[np.float16]) -> bytes:
 
 
 def _unpacked(
-    blocks: Iterable[bytes], n_tiles: int, batch_size: int, dim: int
+    part: Path, blocks: Iterable[bytes], n_tiles: int, batch_size: int, dim: int
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float16]]]:
     """(failed bool (k,), sums of red, green, blue and pixels int64 (4,), features float16 (k', dim)) of each block."""
     for start, block in zip(range(0, n_tiles, batch_size), blocks, strict=False):
         count = min(batch_size, n_tiles - start)
-        failed = np.frombuffer(block, "u1", count).astype(bool)
+        failed = np.frombuffer(block[:count], "u1").astype(bool)
+        if len(block) != count + _SUMS.size + 2 * dim * (count - int(failed.sum())):
+            message = f"{part} is no journal that pathfm wrote; delete it and run pathfm extract again"
+            raise EmbeddingsDamagedError(part, message)
         sums = np.array(_SUMS.unpack_from(block, count), np.int64)
         yield failed, sums, np.frombuffer(block, "<f2", offset=count + _SUMS.size).reshape(-1, dim)
 
@@ -227,7 +241,7 @@ def _assembled(
     features = np.empty((len(coords), dim), dtype=np.float16)
     failed = np.empty(len(coords), dtype=bool)
     sums, at, row = np.zeros(4, dtype=np.int64), 0, 0
-    for lost, colours, some in _unpacked(journal.blocks(), len(coords), work.batch_size, dim):
+    for lost, colours, some in _unpacked(journal.path, journal.blocks(), len(coords), work.batch_size, dim):
         failed[at : at + len(lost)], features[row : row + len(some)] = lost, some
         at, row, sums = at + len(lost), row + len(some), sums + colours
     mean_rgb = sums[:3] / sums[3] if sums[3] else np.full(3, np.nan)

@@ -246,6 +246,8 @@ def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
         _require_ours(path, attributes)
         data = {name: guarded_dataset(path, file, name, size) for name in ("features", "coords", "failed")}
     n = len(data["features"])
+    if n and not data["features"].shape[1]:
+        raise damaged(path, "has embeddings of no numbers")
     if data["coords"].shape != (n, 2) or data["failed"].shape != (attributes["n_failed"], 2):
         raise damaged(path, "features, coords and failed do not fit each other")
     _require_sane(path, attributes, data["coords"])

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
@@ -47,7 +47,7 @@ def progress(iterable: Iterable[T], what: str, unit: str = "slide", total: int |
 def log_to(path: Path) -> Iterator[None]:
     """Appends everything that pathfm logs to a file as well, with the time of day."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     level = logger.level
@@ -60,6 +60,18 @@ def log_to(path: Path) -> Iterator[None]:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that keeps silent where its disk is full: whoever writes the results there says so, once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def _line(what: str, unit: str, done: int, end: int | None, elapsed_s: float) -> str:

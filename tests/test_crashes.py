@@ -221,7 +221,6 @@ def test_a_run_goes_on_from_many_more_states_and_ends_with_the_same_bytes(slide:
     print(f"resumed from {resumed(slide, tmp_path, 2000)} states, ends byte-identical")
 
 
-@pytest.mark.xfail(strict=True, reason="extract_slide leaves alone what lies beside a file that is up to date")
 def test_a_run_killed_after_its_file_was_renamed_leaves_no_journal_for_ever(slide: Slide, tmp_path: Path) -> None:
     recording = made(extraction, slide, tmp_path)
     renamed = next(at for at, one in enumerate(recording.operations, 1) if one.to == TARGET)

@@ -121,7 +121,6 @@ def test_a_disk_of_any_size_costs_nothing_but_time(endings: list[Ending]) -> Non
     assert {"pathfm-extract.yaml", "s0.part", "s0.h5"} <= set(where)
 
 
-@pytest.mark.xfail(strict=True, reason="the log in --out says at length that it is full too")
 def test_a_disk_of_any_size_is_one_line(endings: list[Ending]) -> None:
     for one in endings:
         assert_one_line(one.said)

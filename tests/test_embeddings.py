@@ -21,7 +21,7 @@ from pathfm.embeddings import (
     require_one_recipe,
     write_embeddings,
 )
-from pathfm.errors import DiskFullError, EmbeddingsDamagedError, EmbeddingsStaleError, SeveralRecipesError
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, SeveralRecipesError
 from pathfm.guarded import sealed
 
 RECIPE: dict[str, Any] = {
@@ -265,13 +265,6 @@ def test_a_full_disk_is_a_named_error_and_leaves_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_the_error_of_a_full_device_says_what_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened(Path("/dev/full"), *a, **k))
-    with pytest.raises(DiskFullError, match="run the same command again"):
-        write_embeddings(tmp_path / "a.h5", embeddings())
-
-
 def test_a_root_with_several_recipes_is_an_error_that_lists_them(tmp_path: Path) -> None:
     other = RECIPE | {"tiles": RECIPE["tiles"] | {"mpp": 1.0}}
     for recipe in (RECIPE, other):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pathfm.errors import SlideError
+from pathfm.reading import opened
 
 if TYPE_CHECKING:
     from pathfm.slide import Slide
@@ -19,7 +20,7 @@ def check_slide(source: SlideSource) -> str:
     Raises:
         SlideError: it cannot be used; the reason is typed.
     """
-    with source.open() as slide:
+    with opened(source) as slide:
         corners = _readable_corners(slide)
         return (
             f"{'ok' if corners == 4 else 'corners unreadable'}  {slide.vendor}  {slide.mpp:g} mpp ({slide.mpp_source})  "

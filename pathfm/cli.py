@@ -108,7 +108,8 @@ def _read_no_aliases() -> None:
     def without_aliases(text: str) -> Any:
         alias = next((token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)), None)
         if alias is not None:
-            raise yaml.scanner.ScannerError(problem="an alias (*) is not read here, write out what it stands for")
+            message = "an alias (*) is not read here, write out what it stands for"
+            raise yaml.YAMLError(message)
         return load(text)
 
     set_loader("yaml", without_aliases, (yaml.YAMLError,))

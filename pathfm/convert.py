@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 FAILURES = "failures.csv"
 
-_LIMITS = Limits(deadline_s=600.0, memory_gib=24.0)  # of a process that reads one foreign file, or one slide's digest
 _FREE_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
 _SCALE_TOLERANCE = 0.05
 
@@ -74,6 +73,7 @@ def import_embeddings(
     coords: Path | None = None,
     cohort: Path | None = None,
     slides: list[Path] | None = None,
+    limits: Limits = Limits(memory_gib=24.0),
     pseudonymise: Path | None = None,
 ) -> ImportResult:
     """Imports tile features of another tool into `<out>/<backbone>-<recipe8>/<slide_id>.h5`, contiguous and sealed.
@@ -96,6 +96,7 @@ def import_embeddings(
             coordinates or without the size of a tile.
         cohort: a cohort table whose column mpp holds microns per pixel of level 0, slide by slide.
         slides: the slides themselves (folders, files or cohort tables), to take mpp, size and digest from.
+        limits: what a process that reads a file may take.
         pseudonymise: a key file, made where it is missing; ids of slides become keyed hashes in all that is written and
             said.
 
@@ -107,8 +108,8 @@ def import_embeddings(
     stated = Stated(backbone=backbone, tile_px=tile_px, tile_mpp=tile_mpp, stride_px=stride_px)
     with private_run(pseudonymise, out, features=features, coords=coords, cohort=cohort, slides=slides) as names:
         files = find_foreign(features)
-        known = _KnownSlides.of(mpp, cohort, slides, names)
-        run = _Run(out, layout, stated, coords, known, names)
+        known = _KnownSlides.of(mpp, cohort, slides, names, limits)
+        run = _Run(out, layout, stated, coords, known, names, limits)
         later = [pair for pair in progress(files.items(), "import") if not run.take(*pair, last=False)]
         for original_id, path in later:  # they have no tiles and do not say how wide an embedding is: the others do
             run.take(original_id, path, last=True)
@@ -158,6 +159,7 @@ class _Run:
     coords: Path | None
     known: _KnownSlides
     names: Pseudonyms | None
+    limits: Limits
     dim: int | None = None
     folders: set[Path] = field(default_factory=set)
     done: list[str] = field(default_factory=list)
@@ -171,7 +173,7 @@ class _Run:
         try:
             beside = _coords_file(self.coords, original_id)
             wanted = (path, self.layout, self.stated.backbone, beside)
-            foreign = isolated(path, _LIMITS, 1, read_foreign, *wanted).result()
+            foreign = isolated(path, self.limits.for_whole_slide(), 1, read_foreign, *wanted).result()
             if foreign.features.shape == (0, 0) and self.dim is None:
                 if not last:
                     return False
@@ -214,10 +216,11 @@ class _KnownSlides:
     mpp: float | None
     table: dict[str, float] | None
     sources: dict[str, SlideSource] | None
+    limits: Limits
 
     @classmethod
     def of(
-        cls, mpp: float | None, cohort: Path | None, slides: list[Path] | None, names: Pseudonyms | None
+        cls, mpp: float | None, cohort: Path | None, slides: list[Path] | None, names: Pseudonyms | None, limits: Limits
     ) -> _KnownSlides:
         """Reads the table and finds the slides, without opening one."""
         if mpp is not None:
@@ -228,7 +231,7 @@ class _KnownSlides:
             table = dict(zip(rows["slide_id"], map(float, rows["mpp"]), strict=True))
         if slides is not None:
             sources = {source.slide_id: source for source in find_slides(slides, mpp, names)}
-        return cls(mpp, table, sources)
+        return cls(mpp, table, sources, limits)
 
     def facts(self, slide_id: str, path: Path) -> SlideFacts:
         """What is known of one slide; the slide itself counts before the table, and the table before the flag.
@@ -240,7 +243,7 @@ class _KnownSlides:
             if slide_id not in self.sources:
                 raise refused(path, f"is of slide {slide_id}, which --slides does not hold; add it")
             source = self.sources[slide_id]
-            return isolated(source.path, _LIMITS, 1, _facts_of, source).result()
+            return isolated(source.path, self.limits.for_whole_slide(), 1, _facts_of, source).result()
         of_table = math.nan if self.table is None else self.table.get(slide_id, math.nan)
         if not math.isnan(of_table):
             return SlideFacts(mpp=of_table, mpp_source="cohort")

@@ -28,13 +28,17 @@ _HUB_TIMEOUT_S = 3.0
 
 
 def doctor(
-    slides: list[Path] | None = None, mpp_override: float | None = None, pseudonymise: Path | None = None
+    slides: list[Path] | None = None,
+    mpp_override: float | None = None,
+    limits: Limits = Limits(),
+    pseudonymise: Path | None = None,
 ) -> str:
     """Says what is installed, where the work would run and where weights would come from; given slides, checks each.
 
     Args:
         slides: a folder, slide files, or a cohort table.
         mpp_override: microns per pixel of level 0 for slides that state none or a wrong one.
+        limits: what a process that reads a slide may take.
         pseudonymise: a key file, made where it is missing; slides are then called by keyed hashes of their ids.
 
     Returns:
@@ -44,16 +48,18 @@ def doctor(
         lines = [f"{name:<18}{value}" for name, value in _facts()]
         if slides:
             sources = find_slides(slides, mpp_override, names)
-            verdicts = _verdicts(sources)
+            verdicts = _verdicts(sources, limits)
             well = sum(verdict.startswith("ok") for verdict in verdicts)
             lines += ["", f"{len(sources)} slides, {well} fit for use"]
             lines += [f"{source.slide_id}  {verdict}" for source, verdict in zip(sources, verdicts, strict=True)]
         return "\n".join(map(withheld, lines))
 
 
-def _verdicts(sources: list[SlideSource]) -> list[str]:
+def _verdicts(sources: list[SlideSource], limits: Limits) -> list[str]:
     """A line a slide; each is looked at in another process, for it is here that suspicious ones are brought."""
-    calls = [isolated(source.path, Limits(), usual_workers(), check_slide, source) for source in sources]
+    calls = [
+        isolated(source.path, limits.for_whole_slide(), usual_workers(), check_slide, source) for source in sources
+    ]
     verdicts = []
     for call in calls:
         try:

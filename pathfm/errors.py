@@ -198,3 +198,7 @@ class DiskFullError(PathfmError):
         super().__init__(
             f"no space left to write {path}; free some and run the same command again, finished files are kept"
         )
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Pickles whole, so that it can cross a process boundary."""
+        return type(self), (self.path,)

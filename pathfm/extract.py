@@ -144,6 +144,7 @@ def extract_like(
     device: str = "auto",
     backbone: str | None = None,
     names: Pseudonyms | None = None,
+    limits: Limits = Limits(),
     *,
     allow_upsampling: bool = False,
 ) -> ExtractResult:
@@ -160,6 +161,7 @@ def extract_like(
         device: as in `extract`.
         backbone: where the backbone lies here, for a recipe made with a model from a folder (local-dir:/folder).
         names: gives pseudonyms in place of the ids.
+        limits: what a process that reads may take.
         allow_upsampling: also slides that are more than 10 % coarser than the recipe's tiles.
 
     Raises:
@@ -169,7 +171,7 @@ def extract_like(
     """
     settings_of(recipe)  # refuses before slides are looked for, as the slides do before a backbone is loaded
     sources = find_slides(list(slides), mpp_override, names)
-    work = plan_like(recipe, outlines, device, backbone, allow_upsampling=allow_upsampling)
+    work = plan_like(recipe, outlines, device, backbone, limits, allow_upsampling=allow_upsampling)
     return extract_slides(sources, work, out)
 
 
@@ -178,6 +180,7 @@ def plan_like(
     outlines: Path | None = None,
     device: str = "auto",
     backbone: str | None = None,
+    limits: Limits = Limits(),
     *,
     allow_upsampling: bool = False,
 ) -> ExtractWork:
@@ -188,7 +191,7 @@ def plan_like(
         message = f"the embeddings were made with {name}; pass --backbone local-dir:/folder, where that lies here"
         raise InputError(message)
     tiles = replace(settings.tiles, allow_upsampling=allow_upsampling)
-    work = plan_extraction(name, tiles, settings.tissue, outlines, device, settings.precision)
+    work = plan_extraction(name, tiles, settings.tissue, outlines, device, settings.precision, limits=limits)
     tissue_here = work.recipe["tissue"] | {"method": recipe["tissue"]["method"]}
     differing = recipe_differences(work.recipe | {"tissue": tissue_here}, recipe)
     if differing:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pathfm.embeddings import Embeddings
 
 HEATMAPS_CSV = "heatmaps.csv"
-_LIMITS = Limits(deadline_s=600.0)  # the overview may have to be made from all of the largest level
 OUT_OF_FOLD = "out of fold"
 FINAL_MODEL = "final model"
 SEEN = "seen in training"
@@ -84,6 +83,7 @@ def heatmap(
     out: Path,
     final_model: Path | None = None,
     top_tiles: int = 8,
+    limits: Limits = Limits(),
     pseudonymise: Path | None = None,
 ) -> pd.DataFrame:
     """Draws the attention of a model over slides: `<slide_id>.png`, `-tiles.png`, `.geojson` and the list heatmaps.csv.
@@ -99,6 +99,7 @@ def heatmap(
         out: folder for the pictures.
         final_model: the model directory for slides that took no part in the cross-validation; else they are not drawn.
         top_tiles: number of tiles in the gallery.
+        limits: what a process that reads a slide may take.
         pseudonymise: the key file that extract was given; slides are then called by keyed hashes of their ids.
 
     Returns:
@@ -124,7 +125,8 @@ def heatmap(
             for source in progress(sources, "heatmap"):
                 choice = choices.get(source.slide_id, other)
                 try:
-                    rows.append(_one_slide(source, files.get(source.slide_id), choice, out, top_tiles, drawn_before))
+                    file = files.get(source.slide_id)
+                    rows.append(_one_slide(source, file, choice, out, top_tiles, drawn_before, limits))
                 except SlideError as error:
                     failed += 1
                     why = withheld(error.message).replace(str(error.path), error.path.name)  # folders name people
@@ -146,6 +148,7 @@ def _one_slide(
     out: Path,
     top_tiles: int,
     drawn_before: dict[str, HeatmapRow],
+    limits: Limits,
 ) -> HeatmapRow:
     row = HeatmapRow(slide_id=source.slide_id)
     if file is None:
@@ -164,7 +167,7 @@ def _one_slide(
     before, names = drawn_before.get(row.slide_id), _names(row.slide_id)
     if before is not None and before.fingerprint == fingerprint and all((out / name).is_file() for name in names):
         return before
-    _write(source, file, View.of(embeddings, attention, _title(row, choice), top_tiles), out)
+    _write(source, file, View.of(embeddings, attention, _title(row, choice), top_tiles), out, limits)
     return replace(row, overlay=names[0], gallery=names[1], geojson=names[2], fingerprint=fingerprint)
 
 
@@ -237,9 +240,9 @@ def _title(row: HeatmapRow, choice: _Choice) -> str:
     return f"{said}\n{by}; {row.n_tiles} tiles"
 
 
-def _write(source: SlideSource, file: Path, view: View, out: Path) -> None:
+def _write(source: SlideSource, file: Path, view: View, out: Path, limits: Limits) -> None:
     """Draws in another process, which a slide may crash, and writes here."""
-    pictures = isolated(source.path, _LIMITS, 1, draw_pictures, source, file, view).result()
+    pictures = isolated(source.path, limits.for_whole_slide(), 1, draw_pictures, source, file, view).result()
     overlay, gallery, geojson = (out / name for name in _names(source.slide_id))
     write_atomically(overlay, pictures.overlay)
     write_atomically(gallery, pictures.gallery)

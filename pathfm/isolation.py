@@ -18,7 +18,7 @@ import tempfile
 import threading
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
 from queue import SimpleQueue
@@ -35,6 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MOST_WORKERS = 8
+_WHOLE_SLIDE_DEADLINES = 20
 _LEAST_GIB = 1.0  # what the libraries themselves map
 _MOST_GIB, _MOST_S = 1e6, 1e6  # what the system can be told
 _STARTS, _START_S = 3, 300.0
@@ -70,6 +71,10 @@ class Limits:
                 f" give seconds above 0, and {_LEAST_GIB:g} GiB or more"
             )
             raise InputError(message)
+
+    def for_whole_slide(self) -> Limits:
+        """Those of a call that may have to read all of the largest level."""
+        return replace(self, deadline_s=self.deadline_s * _WHOLE_SLIDE_DEADLINES)
 
 
 class Call(Generic[T]):
@@ -188,7 +193,7 @@ class _Process:
             )
             theirs.close()
             self._opened = opened.pop_all()
-        atexit.register(self.end)
+        atexit.register(self.end)  # macOS does not end it with us
 
     def take_up(self, message: bytes) -> None:
         """Returns once it has what it needs for the call: its imports are not on the call's time.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from pathfm.errors import EmbeddingsStaleError
 from pathfm.figures import png_bytes
 from pathfm.overlay import draw_gallery, draw_heatmap, relative
 from pathfm.progress import logger
-from pathfm.slide import open_slide
+from pathfm.reading import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +85,7 @@ def draw_pictures(source: SlideSource, file: Path, view: View) -> Pictures:
         SlideError: the slide cannot be read.
         EmbeddingsStaleError: it is not the one that the tiles were cut from.
     """
-    with open_slide(source.path, view.mpp, slide_id=source.slide_id) as slide:
+    with opened(replace(source, mpp_override=view.mpp, mpp_source="override")) as slide:
         _require_same_slide(slide, view, file)
         overlay = png_bytes(draw_heatmap(slide, view.coords, view.extent_px0, view.attention, view.title))
         top = np.argsort(-view.attention, kind="stable")[: view.top_tiles]

@@ -10,6 +10,7 @@ import pandas as pd
 from pathfm.cohort import read_cohort
 from pathfm.embeddings import find_embeddings, read_embeddings
 from pathfm.errors import InputError, SlidesFailedError
+from pathfm.isolation import Limits
 from pathfm.model import Model, read_model
 from pathfm.privacy import private_run
 from pathfm.progress import logger
@@ -35,6 +36,7 @@ def predict(
     mpp_override: float | None = None,
     device: str = "auto",
     backbone: str | None = None,
+    limits: Limits = Limits(),
     pseudonymise: Path | None = None,
 ) -> pd.DataFrame:
     """Scores new slides and writes `predictions.csv`; from raw slides it extracts first, with the model's own recipe.
@@ -47,6 +49,7 @@ def predict(
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: where to run the backbone; the head runs on the CPU.
         backbone: where the model's backbone lies here, if it is one from a folder: local-dir:/folder.
+        limits: what a process that reads a slide may take.
         pseudonymise: a key file; ids in what is written are then keyed hashes. With --embeddings the one that extract
             was given, else it is made where it is missing.
 
@@ -70,7 +73,7 @@ def predict(
         if embeddings is not None:
             files: dict[str, Path | None] = dict(find_embeddings(embeddings))
         else:
-            result = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone, names)
+            result = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone, names, limits)
             files = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
             files |= {failure.slide_id: None for failure in result.failed}
             files, failed = dict(sorted(files.items())), result.failed
@@ -94,12 +97,20 @@ def _extracted(
     device: str,
     backbone: str | None,
     names: Pseudonyms | None,
+    limits: Limits,
 ) -> ExtractResult:
     # only here: predicting from embeddings works on a machine without OpenSlide
     from pathfm.extract import extract_like
 
     return extract_like(
-        model.recipe, slides, folder, mpp_override=mpp_override, device=device, backbone=backbone, names=names
+        model.recipe,
+        slides,
+        folder,
+        mpp_override=mpp_override,
+        device=device,
+        backbone=backbone,
+        names=names,
+        limits=limits,
     )
 
 

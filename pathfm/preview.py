@@ -18,6 +18,7 @@ from pathfm.isolation import Limits, isolated, usual_workers
 from pathfm.outlines import tissue_of, tissue_to_geojson
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
+from pathfm.reading import opened
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tiles import Tiles, TileSpec, tile_slide
 from pathfm.tissue import TissueMask, TissueSpec
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _SIZE_PX, _MPP = 224, 0.5  # what most backbones take
 _LONGEST_PX = 1600
 _STRIP_PX = 44
-_LIMITS = Limits(deadline_s=600.0)  # the tissue may have to be found in all of the largest level
 # Okabe and Ito (2008): told apart under the common colour blindnesses, and from pink and purple.
 _CONTOUR_RGB, _GRID_RGB = (0, 114, 178), (0, 158, 115)
 _COLUMNS = ("slide_id", "mpp", "mpp_source", "tissue_mm2", "n_tiles", "note")
@@ -43,6 +43,7 @@ def tile(
     tissue: TissueSpec = TissueSpec(),
     outlines: Path | None = None,
     mpp_override: float | None = None,
+    limits: Limits = Limits(),
     pseudonymise: Path | None = None,
 ) -> pd.DataFrame:
     """Finds the tissue of each slide, lays the grid, and draws both.
@@ -59,6 +60,7 @@ def tile(
         tissue: how tissue is found.
         outlines: a folder of `<slide_id>.geojson` drawn or edited by hand; they stand in for the tissue found.
         mpp_override: microns per pixel of level 0 for slides that state none or a wrong one.
+        limits: what a process that reads a slide may take.
         pseudonymise: a key file, made where it is missing; slides are then called by keyed hashes of their ids.
 
     Returns:
@@ -78,7 +80,9 @@ def tile(
         rows: list[dict[str, Any]] = []
         failures: list[Failure] = []
         how = (out, spec, tissue, outlines)
-        calls = {one: isolated(one.path, _LIMITS, usual_workers(), _one_slide, one, *how) for one in sources}
+        calls = {
+            one: isolated(one.path, limits.for_whole_slide(), usual_workers(), _one_slide, one, *how) for one in sources
+        }
         for source, call in progress(calls.items(), "tile"):
             try:
                 rows.append(call.result())
@@ -104,12 +108,12 @@ def _require_slides_apart(sources: list[SlideSource], out: Path) -> None:
 def _one_slide(
     source: SlideSource, out: Path, spec: TileSpec, tissue: TissueSpec, outlines: Path | None
 ) -> dict[str, Any]:
-    with source.open() as slide:
+    with opened(source) as slide:
         mask = tissue_of(slide, tissue, outlines, source.original_id)
         tiles = tile_slide(slide, mask, spec)
-        _write_outline(out / f"{slide.slide_id}.geojson", tissue_to_geojson(mask, slide), mask, outlines)
-        write_atomically(out / f"{slide.slide_id}.png", _png(_picture(slide, mask, tiles)))
-        return {
+        outline = tissue_to_geojson(mask, slide)
+        picture = _png(_picture(slide, mask, tiles))
+        row = {
             "slide_id": slide.slide_id,
             "mpp": slide.mpp,
             "mpp_source": slide.mpp_source,
@@ -117,6 +121,9 @@ def _one_slide(
             "n_tiles": len(tiles),
             "note": _note(slide, mask, tiles),
         }
+    _write_outline(out / f"{source.slide_id}.geojson", outline, mask, outlines)
+    write_atomically(out / f"{source.slide_id}.png", picture)
+    return row
 
 
 def _write_outline(path: Path, value: dict[str, Any], mask: TissueMask, outlines: Path | None) -> None:

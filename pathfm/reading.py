@@ -6,7 +6,7 @@ import functools
 import os
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pathfm.tiles import Tiles, TileSpec
     from pathfm.tissue import TissueSpec
 
-_SURVEY_DEADLINES = 20  # the overview may have to be made from all of the largest level
 _run = count()
 
 
@@ -108,8 +107,7 @@ def survey(source: SlideSource, how: Reading) -> Survey:
         SlideError: it cannot be used; the reason is typed.
         InputError: the tiles cannot be laid on it.
     """
-    limits = replace(how.limits, deadline_s=how.limits.deadline_s * _SURVEY_DEADLINES)
-    return isolated(source.path, limits, how.workers, _survey, source, how).result()
+    return isolated(source.path, how.limits.for_whole_slide(), how.workers, _survey, source, how).result()
 
 
 def read_tiles(
@@ -153,8 +151,7 @@ def identify(source: SlideSource, how: Reading) -> dict[str, Any]:
     Raises:
         SlideError: the slide cannot be used; the reason is typed.
     """
-    limits = replace(how.limits, deadline_s=how.limits.deadline_s * _SURVEY_DEADLINES)
-    return isolated(source.path, limits, how.workers, _identify, source, how).result()
+    return isolated(source.path, how.limits.for_whole_slide(), how.workers, _identify, source, how).result()
 
 
 def has_changed(source: SlideSource, digest: str, workers: int = 1, limits: Limits = Limits()) -> bool:
@@ -164,8 +161,7 @@ def has_changed(source: SlideSource, digest: str, workers: int = 1, limits: Limi
         OSError: it cannot be read.
         SlideError: it cannot be opened, where its digest asks for that.
     """
-    limits = replace(limits, deadline_s=limits.deadline_s * _SURVEY_DEADLINES)
-    return isolated(source.path, limits, workers, slide_changed, source.path, digest).result()
+    return isolated(source.path, limits.for_whole_slide(), workers, slide_changed, source.path, digest).result()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathfm.backbones import LoadedBackbone
     from pathfm.embed import ExtractWork
     from pathfm.embeddings import Embeddings
+    from pathfm.isolation import Limits
     from pathfm.reading import Survey
     from pathfm.sources import SlideSource
     from pathfm.tiles import Tiles
@@ -49,7 +50,7 @@ class Recheck:
     distance: float = 0.0
 
 
-def recheck_digest(path: Path, source: SlideSource) -> Recheck:
+def recheck_digest(path: Path, source: SlideSource, limits: Limits) -> Recheck:
     """Whether the slide is still the one that the file was made from.
 
     Raises:
@@ -57,7 +58,7 @@ def recheck_digest(path: Path, source: SlideSource) -> Recheck:
     """
     digest = read_embeddings(path, "shape").slide_digest
     try:
-        changed = digest and has_changed(source, digest)
+        changed = digest and has_changed(source, digest, 1, limits)
     except (OSError, SlideError) as error:
         return Recheck(f"{path} cannot be held against its slide: {error}; bring the slide back")
     return Recheck(f"{path}: its slide {source.path} has changed since; run pathfm extract again" if changed else None)

@@ -30,7 +30,7 @@ _PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # What Pillow's decoders raise when a file lies about itself.
 _HOSTILE = (
     *(OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError),
-    *(MemoryError, RuntimeError, AssertionError, struct.error, zlib.error),
+    *(RuntimeError, AssertionError, struct.error, zlib.error),
 )
 _MOST_POINTER_BYTES = 1 << 28
 _TIFF_HEADS = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}

@@ -128,7 +128,7 @@ def run(
             refit(cohort, folder, label, out / "model", result.epochs, head, training, result.metrics, key)
             undrawn: SlidesFailedError | None = None
             try:
-                heatmap(out / "crossval", [cohort], folder, out / "heatmaps", out / "model", top_tiles, key)
+                heatmap(out / "crossval", [cohort], folder, out / "heatmaps", out / "model", top_tiles, limits, key)
             except SlidesFailedError as error:  # the report lists them; it is written all the same
                 undrawn = error
             write_report(cohort, folder, out, credit, key)

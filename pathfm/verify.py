@@ -32,6 +32,7 @@ def verify(
     mpp_override: float | None = None,
     device: str = "auto",
     backbone: str | None = None,
+    limits: Limits = Limits(),
     pseudonymise: Path | None = None,
 ) -> str:
     """Proves every embeddings file of a folder and says how many there are.
@@ -48,6 +49,7 @@ def verify(
         mpp_override: the override that was passed to extract.
         device: where the backbone runs.
         backbone: where the backbone lies here, if it is one from a folder: local-dir:/folder.
+        limits: what a process that reads a slide may take.
         pseudonymise: the key file that extract was given, to find the slides of the files again.
 
     Raises:
@@ -63,7 +65,9 @@ def verify(
     said = f"{len(files)} files verified: complete, digests right, one recipe"
     if slides:
         whole = {slide_id: path for slide_id, path in files.items() if path not in wrong}
-        check = _deep_check(whole, deep, outlines, device, backbone) if deep and whole else _digest_check()
+        check = (
+            _deep_check(whole, deep, outlines, device, backbone, limits) if deep and whole else _digest_check(limits)
+        )
         with private_run(pseudonymise, None, [embeddings], slides=slides, outlines=outlines) as pseudonyms:
             against = _against_slides(whole, slides, mpp_override, check, pseudonyms)
         wrong += [path for path, found in against.items() if found.problem]
@@ -129,18 +133,20 @@ def _against_slides(
     return found
 
 
-def _digest_check() -> Check:
+def _digest_check(limits: Limits) -> Check:
     from pathfm.recheck import recheck_digest
 
-    return recheck_digest
+    return lambda path, source: recheck_digest(path, source, limits)
 
 
-def _deep_check(files: dict[str, Path], count: int, outlines: Path | None, device: str, backbone: str | None) -> Check:
+def _deep_check(
+    files: dict[str, Path], count: int, outlines: Path | None, device: str, backbone: str | None, limits: Limits
+) -> Check:
     from pathfm.extract import plan_like
     from pathfm.recheck import recheck_tiles
 
     recipe = read_embeddings(next(iter(files.values())), "shape").recipe
-    work = plan_like(recipe, outlines, device, backbone, allow_upsampling=True)
+    work = plan_like(recipe, outlines, device, backbone, limits, allow_upsampling=True)
     return lambda path, source: recheck_tiles(path, source, work, count)
 
 

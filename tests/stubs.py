@@ -160,9 +160,10 @@ class Stub(SlideSource):
 
 @dataclass(frozen=True)
 class Watched(SlideSource):
-    """A slide that notes in a file when it is opened ("o") and when a tile is read ("t")."""
+    """A slide that notes in a file when it is opened ("o") and when a tile is read ("t"), which may take a while."""
 
     notes: Path = Path()
+    tile_s: float = 0.0
 
     def open(self) -> Slide:
         self._note("o")
@@ -174,6 +175,7 @@ class Watched(SlideSource):
     def _note(self, what: str) -> None:
         with self.notes.open("a") as file:
             file.write(what)
+        time.sleep(self.tile_s if what == "t" else 0)
 
 
 def find_stubbed(*given: Any) -> list[SlideSource]:

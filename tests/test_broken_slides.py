@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +31,13 @@ from stubs import TESTS, UNPRIVILEGED, Stub, find_stubbed
 from pathfm.cli import main
 from pathfm.doctor import doctor
 from pathfm.embeddings import read_embeddings
-from pathfm.errors import EmbeddingsDamagedError
+from pathfm.errors import EmbeddingsDamagedError, SlideError
 from pathfm.extract import extract_slides, plan_extraction
 from pathfm.isolation import Limits
+from pathfm.reading import Reading, read_tiles, survey
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tiles import TileSpec
+from pathfm.tissue import TissueSpec
 from pathfm.verify import verify
 
 if TYPE_CHECKING:
@@ -162,6 +165,50 @@ def test_random_bytes_that_decode_are_seen_by_a_digest_alone(tmp_path: Path) -> 
     with pytest.raises(EmbeddingsDamagedError):
         verify(tmp_path / "clean", [path])
     assert extracted(path, work, tmp_path / "clean").slide_digest == unseen.slide_digest != clean.slide_digest
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.long)])
+def test_whatever_is_wrong_with_the_bytes_of_a_slide_it_is_read_or_has_a_typed_reason(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Anything else than a typed reason would end the run."""
+    whole = [write_slide(tmp_path / name, 0, "jpeg") for name in ("a.tiff", "b.svs")]
+    whole.append(write_slide(tmp_path / "c.tiff", 0))
+    chance, ends = random.Random(count), Counter[str]()
+    for _ in range(count):
+        origin = chance.choice(whole)
+        path = tmp_path / f"broken{origin.suffix}"
+        path.write_bytes(_mutated(origin.read_bytes(), chance))
+        ends[_end_of(SlideSource("broken", path))] += 1
+    with capsys.disabled():
+        print(f"\n{count} mutated slides: {dict(ends.most_common())}")
+    assert ends["truncated"]
+    assert ends["some tiles failed"]
+
+
+def _mutated(data: bytes, chance: random.Random) -> bytes:
+    """Cut short, with a block of zeros or noise, with flipped bits anywhere, or some near the end, where the tags are."""
+    start = chance.randrange(len(data))
+    stop = min(len(data), start + chance.randrange(16, 1 << 16))
+    kind, changed = chance.choice(("cut", "zeros", "noise", "bits", "tags")), bytearray(data)
+    if kind == "cut":
+        return data[:start]
+    if kind in ("zeros", "noise"):
+        changed[start:stop] = bytes(stop - start) if kind == "zeros" else chance.randbytes(stop - start)
+    for _ in range(chance.choice((1, 1, 10)) if kind in ("bits", "tags") else 0):
+        place = chance.randrange(len(data)) if kind == "bits" else len(data) - 1 - chance.randrange(3000)
+        changed[place] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+def _end_of(source: SlideSource) -> str:
+    limits = Limits(20.0, 2.0)
+    how = Reading(TileSpec(64, 0.5, 64), TissueSpec(), None, "sha256", 0.005, 2, limits)
+    try:
+        failed = [batch.failed.any() for batch in read_tiles(source, survey(source, how).tiles, 8, 2, limits)]
+    except SlideError as error:
+        return error.reason
+    return "some tiles failed" if any(failed) else "read"
 
 
 @pytest.mark.parametrize(("deed", "reason"), [("hangs", "timeout"), ("segfaults", "crash"), ("eats", "memory")])

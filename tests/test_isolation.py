@@ -80,6 +80,13 @@ def test_a_process_that_dies_between_two_calls_is_replaced_unnoticed() -> None:
     assert begin("").result() not in pids
 
 
+def test_ctrl_c_does_not_reach_the_processes() -> None:
+    """It is sent to all of the group; a notebook goes on after it."""
+    pid = isolated(FILE, PATIENT, 1, do, "").result()
+    os.kill(pid, signal.SIGINT)
+    assert isolated(FILE, PATIENT, 1, do, "", 0.2).result() == pid
+
+
 def test_processes_that_are_killed_at_any_moment_cost_no_more_than_their_calls() -> None:
     """The system kills where memory runs out, also in the middle of an answer; each call still ends."""
     stop = threading.Event()
@@ -157,9 +164,9 @@ def test_a_process_has_its_memory_limit_leaves_no_core_and_ignores_what_others_p
     assert cores == (0, 0)
     if sys.platform == "linux":
         assert memory[0] == 1 << 30
-    isolated(FILE, PATIENT, 2, os.write, 2, b"of another slide\n").result()
+    isolated(FILE, PATIENT, 1, os.write, 2, b"of another slide\n").result()
     with pytest.raises(SlideError) as caught:
-        begin("aborts").result()
+        isolated(FILE, PATIENT, 1, do, "aborts").result()
     assert "another slide" not in caught.value.message
 
 

@@ -106,6 +106,15 @@ def test_reading_looks_ahead_only_so_far_and_opens_the_slide_once_a_process(whol
     assert 1 <= said.count("o") <= 2
 
 
+def test_tiles_that_are_not_wanted_any_more_are_not_read(whole: SlideSource, tmp_path: Path) -> None:
+    source = Watched(whole.slide_id, whole.path, notes=tmp_path / "notes", tile_s=0.3)
+    batches = read_tiles(source, grid(), 4, 2, LIMITS)  # twelve are ahead
+    next(batches)
+    batches.close()
+    next(read_tiles(whole, grid(), 64, 2, LIMITS))
+    assert 4 <= source.notes.read_text().count("t") <= 4 + 2
+
+
 def test_a_slide_that_was_replaced_is_opened_again(whole: SlideSource) -> None:
     first = next(read_tiles(whole, grid(), 64, 1, LIMITS))
     write_pyramid(whole.path, 255 - waves(512, 512, 0.5), 0.5, (16,))

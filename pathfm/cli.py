@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathfm.errors import DiskFullError, InputError, PathfmError, UnknownNameError
 from pathfm.files import write_text
-from pathfm.privacy import make_folder
+from pathfm.privacy import make_folder, require_no_pseudonyms
 from pathfm.progress import logger
 from pathfm.scrub import WITHHELD, Scrubber
 from pathfm.version import __version__
@@ -134,6 +134,8 @@ def _dispatch(words: list[str]) -> int:
         if keywords.get("pseudonymise"):
             make_folder(Path(keywords["out"]))
             settings = _without_names(settings)
+        elif "pseudonymise" in keywords:
+            require_no_pseudonyms(Path(keywords["out"]))
         write_text(Path(keywords["out"]) / f"pathfm-{command}.yaml", parser.dump(settings, skip_validation=True))
     result = function(**keywords)
     if result is not None:

@@ -13,11 +13,11 @@ from pathfm.cohort import read_cohort
 from pathfm.embeddings import Embeddings, embeddings_folder_name, find_embeddings, read_embeddings, write_embeddings
 from pathfm.errors import (
     EmbeddingsDamagedError,
+    EmbeddingsStaleError,
     InputError,
     MppError,
     SlideError,
     SlidesFailedError,
-    SlideUnreadableError,
 )
 from pathfm.failures import Failure, write_failures
 from pathfm.files import write_atomically
@@ -27,6 +27,7 @@ from pathfm.layouts import EXPORTS, LayoutName, find_foreign, read_foreign
 from pathfm.layouts.foreign import refused
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
+from pathfm.reading import opened
 from pathfm.scale import require_sane_mpp
 from pathfm.slide import slide_digest
 from pathfm.sources import find_slides
@@ -134,9 +135,15 @@ def export_embeddings(embeddings: Path, out: Path, format: Literal["trident", "c
         EmbeddingsError: embeddings that cannot be used.
         DiskFullError: no space.
     """
+    if out.resolve().is_relative_to(embeddings.resolve()):
+        message = f"--out {out} lies in the embeddings; pass another folder, or nobody could tell them apart"
+        raise InputError(message)
     written = 0
     for slide_id, path in progress(find_embeddings(embeddings).items(), "export"):
         one = read_embeddings(path)
+        if one.slide_id != slide_id:  # it names the files that are written
+            message = f"{path} holds the embeddings of slide {one.slide_id!r}; it was renamed, give it its name back"
+            raise EmbeddingsStaleError(path, message)
         if not len(one.features) and format != "trident":
             logger.warning("%s has no tiles, and %s has no file for such a slide; it is left out", slide_id, format)
             continue
@@ -181,10 +188,17 @@ class _Run:
             facts = self.known.facts(slide_id, path)
             self._write(imported_embeddings(slide_id, path, foreign, self.stated, facts, self.dim))
         except SlideError as error:
-            logger.error("%s: failed, %s: %s", slide_id, error.reason, error.message)
-            self.failed.append(Failure.of(slide_id, error))
+            self._fail(slide_id, error)
+        except InputError as error:  # the first file asks for what the others lack too; later it is this one's own lack
+            if not self.done and not self.skipped:
+                raise
+            self._fail(slide_id, refused(path, f"does not say what the others say: {error}"))
         write_failures(self.out / FAILURES, self.failed)
         return True
+
+    def _fail(self, slide_id: str, error: SlideError) -> None:
+        logger.error("%s: failed, %s: %s", slide_id, error.reason, error.message)
+        self.failed.append(Failure.of(slide_id, error))
 
     def _named(self, original_id: str, path: Path) -> str:
         """What the slide is called from here on."""
@@ -256,13 +270,9 @@ class _KnownSlides:
 
 
 def _facts_of(source: SlideSource) -> SlideFacts:
-    try:
-        with source.open() as slide:
-            digest = slide_digest(source.path)
-            return SlideFacts(mpp=slide.mpp, mpp_source=slide.mpp_source, size_px0=slide.size_px0, digest=digest)
-    except OSError as error:
-        message = f"{source.path} cannot be read to its end ({error.strerror or error}); check the file and its disk"
-        raise SlideUnreadableError(source.path, "unreadable", message) from error
+    with opened(source) as slide:
+        digest = slide_digest(source.path)
+        return SlideFacts(mpp=slide.mpp, mpp_source=slide.mpp_source, size_px0=slide.size_px0, digest=digest)
 
 
 def _coords_file(folder: Path | None, slide_id: str) -> Path | None:

@@ -25,7 +25,8 @@ from pathfm.files import sweep_temporaries
 from pathfm.journal import claimed
 from pathfm.progress import logger, progress
 from pathfm.reading import read_tiles, survey
-from pathfm.stale import state_of, why_stale
+from pathfm.slidefiles import slide_state
+from pathfm.stale import state_of, taken_back, why_stale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -129,12 +130,15 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bo
             stale = why_stale(source, work.recipe, work.reading, out)
             if stale is None:
                 return None
+        if taken_back(source, work.recipe, work.reading, out):
+            return None
         if out.exists():
             logger.warning("%s: made again, for %s", source.slide_id, stale)
         sweep_temporaries(out)
         seen = survey(source, work.reading)
         _embed(source, seen, backbone, work, journal)
         embeddings = _assembled(source, seen, backbone, work, journal)
+        _require_unchanged(source, seen)
         write_embeddings(out, embeddings)
         journal.remove()
     return Extracted(
@@ -266,6 +270,17 @@ def _sum_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Sum of the pixels of a batch, exact; row by row of the tiles first, in 32 bits, which is several times faster."""
     columns: NDArray[np.uint32] = pixels.sum(axis=1, dtype=np.uint32)
     return np.asarray(columns.reshape(-1, 3).sum(axis=0), dtype=np.int64)
+
+
+def _require_unchanged(source: SlideSource, seen: Survey) -> None:
+    """Refuses rows of a slide that was replaced or written to while it was read: its digest may be that of the other."""
+    try:
+        state = slide_state(source.path)
+    except OSError:
+        state = ()
+    if state != seen.state:
+        message = f"{source.path} was changed while it was read; run the same command again when it is at rest"
+        raise SlideError(source.path, "changed", message)
 
 
 def _require_few_failed(source: SlideSource, n_failed: int, n_tiles: int, max_failed_share: float) -> None:

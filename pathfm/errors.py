@@ -51,6 +51,8 @@ Reason = Literal[
     "no tissue",
     "tissue outline",
     "features",
+    "changed",
+    "embeddings",
 ]
 
 

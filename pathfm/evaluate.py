@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pathfm.cohort import read_cohort
 from pathfm.embeddings import require_recipe
 from pathfm.errors import InputError, LeakageError
@@ -13,6 +15,7 @@ from pathfm.files import write_json
 from pathfm.labelled import LabelledSlides, labelled_slides, name_some
 from pathfm.model import Model, read_model
 from pathfm.privacy import private_run
+from pathfm.progress import logger
 from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
 
 if TYPE_CHECKING:
@@ -95,13 +98,17 @@ def _require_known_classes(cohort: Path, model: Model, slides: LabelledSlides) -
 
 
 def _require_unseen(cohort: Path, folder: Path, model: Model, table: pd.DataFrame) -> None:
-    """Patients by id, scans by digest; where the file then or now states no digest (imported), by slide_id."""
+    """Patients by id, scans by digest; by slide_id where the file then or now states none, or one of another kind."""
     patients = set(table["patient_id"]) & set(model.training["patients"])
     seen = model.training["slides"]
     digests = set(seen.values()) - {""}
     nameless = [slide_id for slide_id, digest in seen.items() if not digest]
     same = table["slide_digest"].isin(digests) | table["slide_id"].isin(nameless)
     same |= (table["slide_digest"] == "") & table["slide_id"].isin(seen)
+    rows = zip(table["slide_id"], table["slide_digest"], strict=True)
+    same |= np.array([_kind(seen.get(slide_id, digest)) != _kind(digest) for slide_id, digest in rows], bool)
+    if {_kind(digest) for digest in digests} != {_kind(digest) for digest in table["slide_digest"]} - {""}:
+        logger.warning("digests of two kinds cannot be compared: a scan under another slide_id would not be noticed")
     if patients or same.any():
         who = [f"patients {name_some(patients)}"] if patients else []
         who += [f"slides {name_some(table['slide_id'][same])}"] if same.any() else []
@@ -110,3 +117,8 @@ def _require_unseen(cohort: Path, folder: Path, model: Model, table: pd.DataFram
             " figures on what a model has seen say nothing"
         )
         raise LeakageError(message)
+
+
+def _kind(digest: str) -> str:
+    """What a digest can be compared with, "" for none."""
+    return digest.partition(":")[0]

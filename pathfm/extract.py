@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 from pathfm.backbones import Precision, find_backbone, require_tiles
 from pathfm.embed import Extracted, ExtractWork, extract_slide, loaded_backbone
 from pathfm.embeddings import embeddings_folder_name, read_embeddings, recipe_differences
-from pathfm.errors import EmbeddingsBusyError, EmbeddingsStaleError, InputError, SlideError, SlidesFailedError
+from pathfm.errors import (
+    EmbeddingsBusyError,
+    EmbeddingsError,
+    EmbeddingsStaleError,
+    InputError,
+    SlideError,
+    SlidesFailedError,
+)
 from pathfm.failures import Failure, write_failures
+from pathfm.files import is_disk_full
 from pathfm.isolation import Limits, usual_workers
 from pathfm.privacy import private_run
 from pathfm.progress import log_to, logger, progress
@@ -305,13 +313,23 @@ class _Run:
         except EmbeddingsBusyError:
             return False
         except SlideError as error:
-            logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
-            self._failed.append(Failure.of(source.slide_id, error))
+            self._fail(source, error)
             set_aside_if_withdrawn(source, self._work.reading, path, error)
+        except (EmbeddingsError, OSError) as error:  # of this slide's own files in the cache: the next may be well
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise
+            message = (
+                f"{path} or its journal cannot be read or written ({error}); check what lies there, and its permissions"
+            )
+            self._fail(source, SlideError(source.path, "embeddings", message))
         else:
             self._note(source, path, made)
         write_failures(self._out / FAILURES, self.failures)
         return True
+
+    def _fail(self, source: SlideSource, error: SlideError) -> None:
+        logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
+        self._failed.append(Failure.of(source.slide_id, error))
 
     def _note(self, source: SlideSource, path: Path, made: Extracted | None) -> None:
         if made is None:
@@ -319,7 +337,8 @@ class _Run:
         else:
             logger.info("%s", made)
         (self._skipped if made is None else self._done).append(source.slide_id)
-        if not len(read_embeddings(path, "shape").coords):
+        found = read_embeddings(path, "shape")
+        if not len(found.coords) and not len(found.failed):
             message = f"{source.path} has no tile with enough tissue; look at it with pathfm tile, or draw its tissue for --outlines"
             self._empty.append(Failure.of(source.slide_id, SlideError(source.path, "no tissue", message)))
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
@@ -29,7 +29,7 @@ from pathfm.errors import InputError, SlideError
 from pathfm.progress import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,6 +121,16 @@ def isolated(
     call: Call[T] = Call(path, limits, message)
     _team(os.getpid(), workers, limits.memory_gib).put(call)
     return call
+
+
+@contextmanager
+def cancelled_after(calls: Iterable[Call[Any]]) -> Iterator[None]:
+    """Drops what has not begun when the block ends early, as by Ctrl-C in a notebook, which lives on."""
+    try:
+        yield
+    finally:
+        for call in calls:
+            call.cancel()
 
 
 def usual_workers() -> int:

@@ -12,6 +12,7 @@ from pathfm.figures import png_bytes
 from pathfm.overlay import draw_gallery, draw_heatmap, relative
 from pathfm.progress import logger
 from pathfm.reading import opened
+from pathfm.slidefiles import slide_changed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,7 @@ class View:
     """What is drawn over a slide.
 
     Attributes:
+        digest: of the slide, "" where that is not known.
         size_px0: (width, height) of the slide that the tiles were cut from; (0, 0) where that is not known.
         mpp: microns per pixel of its level 0.
         coords: int32 (n, 2), (x, y) of each tile's top-left corner in level-0 pixels.
@@ -39,6 +41,7 @@ class View:
         top_tiles: how many the gallery shows.
     """
 
+    digest: str
     size_px0: tuple[int, int]
     mpp: float
     coords: NDArray[np.int32]
@@ -54,6 +57,7 @@ class View:
         """The view of a model's attention over the tiles of a file."""
         tiles = embeddings.recipe["tiles"]
         return cls(
+            digest=embeddings.slide_digest,
             size_px0=embeddings.slide_size_px0,
             mpp=embeddings.mpp,
             coords=np.array(embeddings.coords),
@@ -107,5 +111,10 @@ def _require_same_slide(slide: Slide, view: View, file: Path) -> None:
         message = (
             f"{file} was made from a slide of {view.size_px0[0]} x {view.size_px0[1]} pixels, "
             f"{slide.path} has {slide.size_px0[0]} x {slide.size_px0[1]}; extract again, or pass --slides the same slides"
+        )
+        raise EmbeddingsStaleError(file, message)
+    elif view.digest and slide_changed(slide.path, view.digest):
+        message = (
+            f"{slide.path} has changed since {file} was made from it; extract again, or pass --slides the same slides"
         )
         raise EmbeddingsStaleError(file, message)

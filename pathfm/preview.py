@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pathfm.errors import InputError, SlideError, SlidesFailedError
 from pathfm.failures import Failure, write_failures
 from pathfm.files import read_json, write_atomically, write_json, write_text
-from pathfm.isolation import Limits, isolated, usual_workers
+from pathfm.isolation import Limits, cancelled_after, isolated, usual_workers
 from pathfm.outlines import tissue_of, tissue_to_geojson
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
@@ -83,11 +83,12 @@ def tile(
         calls = {
             one: isolated(one.path, limits.for_whole_slide(), usual_workers(), _one_slide, one, *how) for one in sources
         }
-        for source, call in progress(calls.items(), "tile"):
-            try:
-                rows.append(call.result())
-            except SlideError as error:
-                failures.append(Failure.of(source.slide_id, error))
+        with cancelled_after(calls.values()):
+            for source, call in progress(calls.items(), "tile"):
+                try:
+                    rows.append(call.result())
+                except SlideError as error:
+                    failures.append(Failure.of(source.slide_id, error))
         table = pd.DataFrame(rows, columns=_COLUMNS)
         write_text(out / "tiles.csv", table.to_csv(index=False))
         write_failures(out / "failures.csv", failures)

@@ -100,6 +100,8 @@ def private_run(
             key, or an `out` that holds true names.
     """
     if key_file is None:
+        if out is not None:
+            require_no_pseudonyms(out)
         _warn_of_other_key("", models)
         yield None
         return
@@ -134,6 +136,19 @@ def mark(folder: Path, names: Pseudonyms) -> None:
         raise InputError(message)
     make_folder(folder)
     write_text(folder / KEY_ID_FILE, f"{names.key_id}\n")
+
+
+def require_no_pseudonyms(folder: Path) -> None:
+    """Refuses to put true names beside pseudonyms, which would say who is who.
+
+    Raises:
+        InputError: the folder holds pseudonyms.
+    """
+    if _key_id_of(folder) is not None:
+        message = (
+            f"{folder} holds pseudonyms; pass the key file to --pseudonymise that they were made with, or another --out"
+        )
+        raise InputError(message)
 
 
 def make_folder(folder: Path) -> None:

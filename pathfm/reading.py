@@ -17,7 +17,7 @@ from pathfm.errors import SlideUnreadableError, TileUnreadableError
 from pathfm.files import is_disk_full
 from pathfm.isolation import Limits, isolated
 from pathfm.outlines import tissue_of
-from pathfm.slidefiles import require_readable, slide_changed, slide_digest
+from pathfm.slidefiles import require_readable, slide_changed, slide_digest, slide_state
 from pathfm.tiles import require_scan_fine_enough, tile_slide
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Survey:
     """What is known of a slide before its tiles are read; picklable.
 
     Attributes:
+        state: of its files when it was opened.
         digest: what it is known by.
         size_px0: (width, height) of level 0.
         mpp: microns per pixel of level 0.
@@ -51,6 +52,7 @@ class Survey:
         tiles: the grid over it.
     """
 
+    state: tuple[tuple[int, int, int], ...]
     digest: str
     size_px0: tuple[int, int]
     mpp: float
@@ -190,9 +192,11 @@ def opened(source: SlideSource) -> Iterator[Slide]:
 
 def _survey(source: SlideSource, how: Reading) -> Survey:
     with opened(source) as slide:
+        state, digest = slide_state(source.path), slide_digest(source.path, how.digest)
         mask = tissue_of(slide, how.tissue, how.outlines, source.original_id)
         return Survey(
-            digest=slide_digest(source.path, how.digest),
+            state=state,
+            digest=digest,
             size_px0=slide.size_px0,
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,

@@ -43,11 +43,13 @@ class Recheck:
         problem: what is wrong and what now, in one line; None when nothing is.
         n_tiles: how many tiles were embedded again.
         distance: the largest of their relative distances, 0 without any.
+        compared: whether there was something to compare; an imported file may not know its slide.
     """
 
     problem: str | None
     n_tiles: int = 0
     distance: float = 0.0
+    compared: bool = True
 
 
 def recheck_digest(path: Path, source: SlideSource, limits: Limits) -> Recheck:
@@ -57,8 +59,10 @@ def recheck_digest(path: Path, source: SlideSource, limits: Limits) -> Recheck:
         EmbeddingsError: the file itself cannot be used.
     """
     digest = read_embeddings(path, "shape").slide_digest
+    if not digest:
+        return Recheck(None, compared=False)
     try:
-        changed = digest and has_changed(source, digest, 1, limits)
+        changed = has_changed(source, digest, 1, limits)
     except (OSError, SlideError) as error:
         return Recheck(f"{path} cannot be held against its slide: {error}; bring the slide back")
     return Recheck(f"{path}: its slide {source.path} has changed since; run pathfm extract again" if changed else None)
@@ -92,7 +96,7 @@ def _differs(found: Embeddings, seen: Survey, work: ExtractWork) -> str | None:
     """What the slide says otherwise than the file, apart from its rows."""
     if found.slide_digest not in ("", seen.digest):
         return "its slide has changed since"
-    if (found.mpp, found.mpp_source) != (seen.mpp, seen.mpp_source):
+    if abs(found.mpp / seen.mpp - 1) > 1e-6:
         return f"it was made at {found.mpp:g} mpp ({found.mpp_source}), its slide has {seen.mpp:g} ({seen.mpp_source})"
     if work.recipe["tissue"]["method"] == "outlines" and work.reading.outlines is None:
         return None  # nobody knows where its tissue was drawn

@@ -97,6 +97,16 @@ def slide_changed(path: Path, digest: str) -> bool:
     return slide_digest(path, digest_kind(digest)) != digest
 
 
+def slide_state(path: Path) -> tuple[tuple[int, int, int], ...]:
+    """(inode, bytes, time of change in ns) of each of its files: another after it was written to or replaced.
+
+    Raises:
+        OSError: it cannot be looked up.
+    """
+    found = [file.stat() for file in series_files(path)]
+    return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
+
+
 def _bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in series_files(path))
 

@@ -54,10 +54,24 @@ def set_aside_if_withdrawn(source: SlideSource, how: Reading, path: Path, error:
     """
     withdrawn = isinstance(error, MppError) or error.reason in _WITHDRAWING
     if path.exists() and (withdrawn or _has_changed(source, how, path)):
-        path.replace(path.with_name(f"{path.name}.stale"))
+        path.replace(_aside(path))
         logger.warning(
             "%s: its older embeddings no longer hold and were renamed to %s.stale", source.slide_id, path.name
         )
+
+
+def taken_back(source: SlideSource, recipe: dict[str, Any], how: Reading, path: Path) -> bool:
+    """Whether a file that was set aside holds again, as after a wrong flag was put right; it then has its name back.
+
+    Raises:
+        SlideError: as by `why_stale`.
+    """
+    aside = _aside(path)
+    if path.exists() or not aside.exists() or why_stale(source, recipe, how, aside) is not None:
+        return False
+    aside.replace(path)
+    logger.info("%s: its embeddings that were set aside hold again", source.slide_id)
+    return True
 
 
 def state_of(path: Path) -> tuple[int, int, int] | None:
@@ -67,6 +81,10 @@ def state_of(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.stale")
 
 
 def _has_changed(source: SlideSource, how: Reading, path: Path) -> bool:

@@ -65,6 +65,7 @@ def run(
     batch_size: int = 32,
     workers: int | None = None,
     digest: DigestKind = "sha256",
+    max_failed_share: float = 0.005,
     limits: Limits = Limits(),
     credit: str | None = None,
     pseudonymise: Path | None = None,
@@ -92,6 +93,7 @@ def run(
         batch_size: tiles in a forward pass.
         workers: processes that read tiles; one a core, up to 8, where not given.
         digest: what a slide is known by: sha256, or quick, as of extract.
+        max_failed_share: a slide is refused where more of its tiles than this cannot be read.
         limits: what a process that reads may take.
         credit: a column of the cohort table that says whom to credit for the slides; the report shows its values.
         pseudonymise: a key file, made where it is missing; ids of slides and patients become keyed hashes in all that is
@@ -118,7 +120,8 @@ def run(
                 batch_size,
                 workers,
                 digest,
-                limits=limits,
+                max_failed_share,
+                limits,
             )
             extracted = extract_slides(sources, work, out / "embeddings")
             write_failures(out / "failures.csv", [*extracted.failed, *extracted.empty])

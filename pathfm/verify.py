@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings
 from pathfm.errors import EmbeddingsDamagedError, EmbeddingsError, InputError, SlideError
 from pathfm.guarded import damaged
-from pathfm.isolation import Limits, isolated, usual_workers
+from pathfm.isolation import Limits, cancelled_after, isolated, usual_workers
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
 
@@ -71,11 +71,15 @@ def verify(
         with private_run(pseudonymise, None, [embeddings], slides=slides, outlines=outlines) as pseudonyms:
             against = _against_slides(whole, slides, mpp_override, check, pseudonyms)
         wrong += [path for path, found in against.items() if found.problem]
-        said += f"; {len(against)} held against their slides" + (_deep_words(against) if deep else "")
+        compared = sum(one.compared for one in against.values())
+        said += f"; {compared} held against their slides" + (_deep_words(against) if deep else "")
+        said += f"; {len(against) - compared} do not say which slide they are of" if compared < len(against) else ""
     _mention_unfinished(files)
     if wrong:
         names = ", ".join(path.name for path in wrong[:10]) + (f" and {len(wrong) - 10} more" if wrong[10:] else "")
-        message = f"{len(wrong)} of {len(files)} files in {embeddings} are not right: {names}; delete them and run pathfm extract again"
+        message = (
+            f"{len(wrong)} of {len(files)} files in {embeddings} are not right: {names}; the lines above say what to do"
+        )
         raise EmbeddingsDamagedError(embeddings, message)
     return said
 
@@ -84,14 +88,15 @@ def _wrong_files(files: dict[str, Path]) -> list[Path]:
     """The files that are not right by themselves, each with a line in the log."""
     calls = {path: isolated(path, _LIMITS, usual_workers(), _problem, path) for path in files.values()}
     wrong = []
-    for path, call in progress(calls.items(), "verify", unit="file"):
-        try:
-            problem = call.result()
-        except SlideError as error:  # nothing went wrong with a slide: it is the word for what a reader did
-            problem = damaged(path, f"cannot be read ({error.reason} of its reader)").message
-        if problem:
-            logger.error(problem)
-            wrong.append(path)
+    with cancelled_after(calls.values()):
+        for path, call in progress(calls.items(), "verify", unit="file"):
+            try:
+                problem = call.result()
+            except SlideError as error:  # nothing went wrong with a slide: it is the word for what a reader did
+                problem = damaged(path, f"cannot be read ({error.reason} of its reader)").message
+            if problem:
+                logger.error(problem)
+                wrong.append(path)
     return wrong
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pathfm.crossval import crossval, refit
 from pathfm.embeddings import Embeddings, embeddings_folder_name, write_embeddings
 from pathfm.settings import TrainSettings
+from pathfm.slidefiles import slide_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,8 @@ def make_study(root: Path, slide_ids: list[str], classes: int = 2, head: str = "
     for index, slide_id in enumerate(slide_ids):
         target = index % classes
         write_picture(root / "slides" / f"{index}.png", index)
-        write_embeddings(study.file(slide_id), embeddings_of(slide_id, target))
+        digest = slide_digest(root / "slides" / f"{index}.png")
+        write_embeddings(study.file(slide_id), embeddings_of(slide_id, target, digest))
         label = str(target) if index < len(slide_ids) - 1 else ""
         rows.append({"slide_id": slide_id, "patient_id": f"p{index}", "cancer": label, "path": f"slides/{index}.png"})
         rows[-1] |= {"site": "north" if index % 4 < 2 else "south", "mpp": str(MPP)}
@@ -69,7 +71,7 @@ def write_picture(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def embeddings_of(slide_id: str, target: int) -> Embeddings:
+def embeddings_of(slide_id: str, target: int, digest: str = "") -> Embeddings:
     """A grid of tiles over the picture; a fifth of those of a positive have a shifted feature."""
     rng = np.random.default_rng(int(hashlib.sha256(slide_id.encode()).hexdigest()[:8], 16))
     x, y = np.meshgrid(np.arange(0, SIZE_PX0[0], TILE_PX0), np.arange(0, SIZE_PX0[1], TILE_PX0))
@@ -79,7 +81,7 @@ def embeddings_of(slide_id: str, target: int) -> Embeddings:
         features[:5, target] += 4
     return Embeddings(
         slide_id=slide_id,
-        slide_digest="sha256:" + hashlib.sha256(slide_id.encode()).hexdigest(),
+        slide_digest=digest,
         slide_size_px0=SIZE_PX0,
         mpp=MPP,
         mpp_source="cohort",

@@ -321,7 +321,17 @@ def long_run(tmp_path: Path) -> Iterable[subprocess.Popen[str]]:
     """A command in the middle of a slide."""
     write_slide(tmp_path / "slides" / "large.tiff", 0, tissue=2048, size=2304)
     line = [sys.executable, "-m", "pathfm", "extract", "--slides", str(tmp_path / "slides")]
-    line += ["--out", str(tmp_path / "out"), *OPTIONS[4:], "--tiles.size_px", "32", "--tiles.mpp", "0.5"]
+    line += [
+        "--out",
+        str(tmp_path / "out"),
+        *OPTIONS[4:],
+        "--tiles.size_px",
+        "32",
+        "--tiles.mpp",
+        "0.5",
+        "--tiles.stride_px",
+        "4",
+    ]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         yield process
         process.kill()

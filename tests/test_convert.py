@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import planted_embeddings
 from drawn import MPP, SETTINGS, SIZE_PX0, TILE_PX0, Study, make_study
 from pyramids import write_pyramid
 from test_layouts import COORDS, DIM, FEATURES, TRIDENT, say, write_h5
@@ -15,7 +17,7 @@ from pathfm.backbones import BACKBONES
 from pathfm.cli import main
 from pathfm.convert import export_embeddings, import_embeddings
 from pathfm.crossval import crossval
-from pathfm.embeddings import find_embeddings, read_embeddings
+from pathfm.embeddings import find_embeddings, read_embeddings, write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, SlidesFailedError
 from pathfm.heatmap import heatmap
 from pathfm.imported import licence_of
@@ -147,6 +149,23 @@ def test_wrong_tile_size_shows_in_the_grid(tmp_path: Path) -> None:
     assert read_embeddings(path).recipe["tiles"] == {"size_px": 224, "mpp": 0.5, "stride_px": 256}
 
 
+def test_tiles_that_lie_two_widths_apart_contradict_a_scale_of_touching_tiles(tmp_path: Path) -> None:
+    coords = COORDS * 4
+    message = failure(
+        tmp_path / "out", features=plain(tmp_path / "s.h5", coords=coords), layout="plain", backbone="x", **TILES
+    )
+    assert "but by what is stated they are" in message
+
+
+def test_a_file_that_lacks_what_the_others_say_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
+    folder = trident(tmp_path / "features", "a", "b", "c")
+    with h5py.File(folder / "b.h5", "a") as file:
+        del file["coords"].attrs["patch_size"]
+    with pytest.raises(SlidesFailedError, match="1 of 3"):
+        import_embeddings(folder, tmp_path / "out", backbone="x", tile_mpp=0.25, mpp=0.25)
+    assert set(find_embeddings(tmp_path / "out")) == {"a", "c"}
+
+
 def test_files_that_cannot_be_used_are_listed_and_the_others_go_on(tmp_path: Path) -> None:
     folder = trident(tmp_path / "in", "s1", "s2", "s3", "s4", "s5")
     (folder / "s2.h5").write_bytes(b"no HDF5")
@@ -265,6 +284,17 @@ def test_exported_files_have_the_names_and_types_that_the_tools_expect(embedding
             "feat_type": "tile",
         }
         assert np.array_equal(file["coords"][1], [128.0, 0.0])
+
+
+def test_export_writes_nowhere_but_into_its_folder(embeddings_cohort: Make, tmp_path: Path) -> None:
+    cohort = embeddings_cohort(patients=2)
+    forged = replace(planted_embeddings("p00-0", 0), slide_id="../../escaped")
+    write_embeddings(cohort.file("p00-0"), forged)
+    with pytest.raises(EmbeddingsStaleError, match="holds the embeddings of slide"):
+        export_embeddings(cohort.embeddings, tmp_path / "a" / "b", "clam")
+    assert list(tmp_path.rglob("escaped*")) == []
+    with pytest.raises(InputError, match="lies in the embeddings"):
+        export_embeddings(cohort.embeddings, cohort.folder, "trident")
 
 
 def test_export_overwrites_nothing_of_others(embeddings_cohort: Make, tmp_path: Path) -> None:

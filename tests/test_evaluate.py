@@ -113,3 +113,20 @@ def test_slides_that_had_no_digest_in_training_are_known_by_their_name(embedding
     write_embeddings(other.file("p05-0"), planted_embeddings("p05-0", 1))
     with pytest.raises(LeakageError, match="share slides p05-0"):
         evaluate(tmp_path / "model", other.table, other.embeddings, tmp_path / "out")
+
+
+def test_slides_whose_digest_is_of_another_kind_are_known_by_their_name(
+    embeddings_cohort: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cohort = embeddings_cohort(patients=8, name="development")
+    train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=QUICK)
+    other = embeddings_cohort(patients=12, name="other", prefix="q")
+    frame = other.frame()
+    frame.loc[0, "slide_id"] = "p05-0"
+    other.rewrite(frame)
+    for slide_id in frame["slide_id"]:
+        one = replace(planted_embeddings(slide_id, 1), slide_digest=f"quick:1:{slide_id}")
+        write_embeddings(other.file(slide_id), one)
+    with pytest.raises(LeakageError, match="share slides p05-0"):
+        evaluate(tmp_path / "model", other.table, other.embeddings, tmp_path / "out")
+    assert "digests of two kinds" in caplog.text

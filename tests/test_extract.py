@@ -32,7 +32,7 @@ from pathfm.errors import (
 )
 from pathfm.extract import extract, extract_like, extract_slide, extract_slides, plan_extraction
 from pathfm.files import write_json
-from pathfm.reading import identify
+from pathfm.reading import identify, survey
 from pathfm.recipe import recipe_for, settings_of
 from pathfm.slide import open_slide
 from pathfm.sources import find_slides
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pathfm.extract import ExtractResult
+    from pathfm.reading import Survey
     from pathfm.slidefiles import DigestKind
     from pathfm.sources import SlideSource
 
@@ -513,3 +514,41 @@ def test_a_recipe_that_was_tampered_with_is_refused_in_one_line(odd: dict[str, A
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="KeyError"):
         settings_of({})
+
+
+def test_a_slide_that_is_changed_while_it_is_read_gives_no_file(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(source: SlideSource, how: Any) -> Survey:
+        seen = survey(source, how)
+        if source.slide_id == "b":
+            write_slide(slides / "b.tiff", seed=9)
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathfm.embed.survey", meanwhile)
+        with pytest.raises(SlidesFailedError):
+            run(slides, tmp_path / "out")
+    assert [(row["slide_id"], row["reason"]) for row in failures(tmp_path / "out")] == [("b", "changed")]
+    result = run(slides, tmp_path / "out")
+    assert result.done == ("b",)
+    assert files_of(result.folder) == files_of(run(slides, tmp_path / "clean").folder)
+
+
+def test_embeddings_that_a_wrong_flag_set_aside_come_back(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out").folder
+    before = files_of(folder)
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out", mpp_override=0.25)  # twice off what they state
+    assert files_of(folder) == {}
+    assert run(slides, tmp_path / "out").skipped == ("a", "b", "c")
+    assert files_of(folder) == before
+
+
+def test_what_lies_in_the_way_of_one_slide_costs_that_slide(slides: Path, tmp_path: Path) -> None:
+    folder = run(slides, tmp_path / "out").folder
+    (folder / "b.h5").unlink()
+    (folder / "b.part").mkdir()
+    with pytest.raises(SlidesFailedError):
+        run(slides, tmp_path / "out")
+    assert [(row["slide_id"], row["reason"]) for row in failures(tmp_path / "out")] == [("b", "embeddings")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import MPP, SIZE_PX0, TILE_PX0, Study, make_study
+from drawn import MPP, SIZE_PX0, TILE_PX0, Study, make_study, write_picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -121,6 +121,12 @@ def test_head_without_attention_is_listed_and_not_drawn(tmp_path: Path) -> None:
     table = heatmap(study.model, [study.cohort], study.embeddings, tmp_path / "out")
     assert set(table["why"]) == {"the head 'mean' has no attention"}
     assert list((tmp_path / "out").glob("*.png")) == []
+
+
+def test_a_slide_that_changed_under_its_name_is_not_drawn(copy: Study) -> None:
+    write_picture(copy.root / "slides" / "0.png", 99)
+    with pytest.raises(EmbeddingsStaleError, match="has changed since"):
+        heatmap(copy.crossval, [copy.only("a", "b")], copy.embeddings, copy.root / "out")
 
 
 def test_unreadable_slide_ends_the_run_with_an_error_after_the_others_are_drawn(copy: Study) -> None:

@@ -549,3 +549,10 @@ def test_without_a_key_nothing_changes_and_with_one_all_is_undone_afterwards(
 def test_pseudonyms_of_a_whole_cohort_differ() -> None:
     ids = pd.Series([f"S{n}" for n in range(10_000)])
     assert ids.map(NAMES.slide).nunique() == ids.map(NAMES.patient).nunique() == 10_000
+
+
+def test_true_names_are_not_put_beside_pseudonyms(tmp_path: Path, key: Path) -> None:
+    with private_run(key, tmp_path / "out"):
+        pass
+    with pytest.raises(InputError, match="holds pseudonyms"), private_run(None, tmp_path / "out"):
+        pass

@@ -150,3 +150,9 @@ def test_what_an_interrupted_run_left_is_mentioned(case: tuple[Path, Path], capl
     (case[1] / "c.part").write_bytes(b"PATHFMJ1")
     verify(case[1])
     assert "1 slides are unfinished: c.part; run the same pathfm extract again" in caplog.text
+
+
+def test_a_file_that_does_not_know_its_slide_is_not_called_compared(case: tuple[Path, Path]) -> None:
+    slides, folder = case
+    write_embeddings(folder / "a.h5", replace(read_embeddings(folder / "a.h5"), slide_digest=""))
+    assert verify(folder, [slides]).endswith("; 1 held against their slides; 1 do not say which slide they are of")

@@ -70,6 +70,10 @@ def find_foreign(features: Path) -> dict[str, Path]:
     folder = _folder_of(features)
     found: dict[str, Path] = {}
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h5", ".pt") and p.is_file()):
+        if not _is_utf8(path):
+            shown = str(path).encode("utf-8", "backslashreplace").decode()
+            message = f"the name of {shown} is not UTF-8; rename the file"
+            raise InputError(message)
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         if _slide_id(path) in found:
@@ -125,6 +129,14 @@ def _folder_of(features: Path) -> Path:
     if several:
         return several[0]
     return features / "patches" if (features / "patches").is_dir() else features
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _slide_id(path: Path) -> str:

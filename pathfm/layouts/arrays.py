@@ -39,7 +39,7 @@ def read_tensor(path: Path) -> NDArray[np.float16]:
     require_tiles(path, tuple(value.shape))
     step = max(1, BLOCK_BYTES // (4 * value.shape[1]))
     starts = range(0, len(value), step)
-    return as_float16(path, tuple(value.shape), ((at, value[at : at + step].float().numpy()) for at in starts))
+    return as_float16(path, tuple(value.shape), ((at, value[at : at + step].detach().float().numpy()) for at in starts))
 
 
 def read_coords_file(path: Path) -> tuple[NDArray[np.float64], dict[str, float]]:

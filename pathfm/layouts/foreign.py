@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 READING_ERRORS = (
     *(OSError, EOFError, MemoryError, OverflowError),
     *(RuntimeError, LookupError, ValueError, TypeError, AttributeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError),
 )
 """What a damaged or hostile file makes h5py, numpy and torch raise."""
 
@@ -239,15 +240,18 @@ def as_float16(path: Path, shape: tuple[int, ...], blocks: Iterable[tuple[int, N
         SlideError: some are not finite, or too large for float16: they are counted, never turned into infinity.
     """
     out = np.empty(shape, dtype=np.float16)
-    odd = large = 0
+    odd = large = small = 0
     for at, block in blocks:
         with np.errstate(over="ignore"):
             out[at : at + len(block)] = block
         finite = np.isfinite(block).all(axis=1)
         odd += int((~finite).sum())
+        small += int((block.any(axis=1) & ~out[at : at + len(block)].any(axis=1)).sum())
         large += int((finite & ~np.isfinite(out[at : at + len(block)]).all(axis=1)).sum())
     if odd:
         raise refused(path, f"holds {odd} of {shape[0]} tiles whose embedding is not finite; embed that slide again")
+    if small:
+        raise refused(path, f"holds {small} of {shape[0]} tiles whose numbers are all too small for float16")
     if large:
         raise refused(path, f"holds {large} of {shape[0]} tiles with numbers beyond 65504, which float16 cannot hold")
     return out

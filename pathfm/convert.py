@@ -135,11 +135,12 @@ def export_embeddings(embeddings: Path, out: Path, format: Literal["trident", "c
         EmbeddingsError: embeddings that cannot be used.
         DiskFullError: no space.
     """
-    if out.resolve().is_relative_to(embeddings.resolve()):
-        message = f"--out {out} lies in the embeddings; pass another folder, or nobody could tell them apart"
+    files = find_embeddings(embeddings)
+    if out.resolve() in {folder.resolve() for path in files.values() for folder in (path.parent, path.parent.parent)}:
+        message = f"--out {out} holds the embeddings; pass another folder, or nobody could tell them apart"
         raise InputError(message)
     written = 0
-    for slide_id, path in progress(find_embeddings(embeddings).items(), "export"):
+    for slide_id, path in progress(files.items(), "export"):
         one = read_embeddings(path)
         if one.slide_id != slide_id:  # it names the files that are written
             message = f"{path} holds the embeddings of slide {one.slide_id!r}; it was renamed, give it its name back"

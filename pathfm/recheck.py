@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.02}
 """Largest distance of a row from its tile's embedding, by precision, as a share of the row's length.
 
-Another batch size, device or library moves a row by far less; the tile next to it, or the same one read at another
-scale, by far more: docs/reliability.md has measurements.
+Chosen above what another batch size, device or library should move a row by, and below what the tile next to it, even of
+one noisy tissue, is away (tests/test_verify.py).
 """
 
 

@@ -293,7 +293,7 @@ def test_export_writes_nowhere_but_into_its_folder(embeddings_cohort: Make, tmp_
     with pytest.raises(EmbeddingsStaleError, match="holds the embeddings of slide"):
         export_embeddings(cohort.embeddings, tmp_path / "a" / "b", "clam")
     assert list(tmp_path.rglob("escaped*")) == []
-    with pytest.raises(InputError, match="lies in the embeddings"):
+    with pytest.raises(InputError, match="holds the embeddings"):
         export_embeddings(cohort.embeddings, cohort.folder, "trident")
 
 

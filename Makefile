@@ -14,7 +14,7 @@ test: lint
 
 test-long: $(VENV)/installed
 	# -rP prints what the tests counted
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -rP -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -rP --show-capture=stdout -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

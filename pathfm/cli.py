@@ -7,7 +7,6 @@ done first, 130 interrupted.
 from __future__ import annotations
 
 import difflib
-import errno
 import functools
 import importlib
 import json
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathfm.errors import DiskFullError, InputError, PathfmError, UnknownNameError
-from pathfm.files import write_text
+from pathfm.files import is_disk_full, write_text
 from pathfm.privacy import make_folder, require_no_pseudonyms
 from pathfm.progress import logger
 from pathfm.scrub import WITHHELD, Scrubber
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             return _fail(str(DiskFullError(Path(str(error.filename or "the output folder")))))
         return _fail(
             f"{error.filename or 'a file'}: {error.strerror or error}; check that it exists and may be read or written"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import socket
@@ -16,7 +15,7 @@ from huggingface_hub import constants, get_token
 
 from pathfm.checkup import check_slide
 from pathfm.errors import SlideError
-from pathfm.isolation import Limits, isolated, usual_workers
+from pathfm.isolation import Limits, cancelled_after, isolated, usable_cores, usual_workers
 from pathfm.privacy import private_run
 from pathfm.scrub import withheld
 from pathfm.sources import SlideSource, find_slides
@@ -61,11 +60,12 @@ def _verdicts(sources: list[SlideSource], limits: Limits) -> list[str]:
         isolated(source.path, limits.for_whole_slide(), usual_workers(), check_slide, source) for source in sources
     ]
     verdicts = []
-    for call in calls:
-        try:
-            verdicts.append(call.result())
-        except SlideError as error:
-            verdicts.append(f"{error.reason}: {error}")
+    with cancelled_after(calls):
+        for call in calls:
+            try:
+                verdicts.append(call.result())
+            except SlideError as error:
+                verdicts.append(f"{error.reason}: {error}")
     return verdicts
 
 
@@ -75,7 +75,7 @@ def _facts() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         *((name, _version(name)) for name in _LIBRARIES),
         ("OpenSlide", f"{openslide.__library_version__}: {_FORMATS}"),
-        ("CPU", f"{_cores()} cores, torch uses {torch.get_num_threads()} threads"),
+        ("CPU", f"{usable_cores()} cores, torch uses {torch.get_num_threads()} threads"),
         ("GPU", _gpu()),
         ("hub", _hub()),
         ("weights cache", constants.HF_HUB_CACHE),
@@ -88,11 +88,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _cores() -> int:
-    """The cores this process may use, which on a shared cluster are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu() -> str:

@@ -135,8 +135,12 @@ def cancelled_after(calls: Iterable[Call[Any]]) -> Iterator[None]:
 
 def usual_workers() -> int:
     """How many processes are started where nobody says: one a core that this process may use, up to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    return min(usable_cores(), _MOST_WORKERS)
+
+
+def usable_cores() -> int:
+    """The cores this process may use, which on a shared cluster are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 
 from pathfm.errors import SlideUnreadableError, TileUnreadableError
 from pathfm.files import is_disk_full
-from pathfm.isolation import Limits, isolated
+from pathfm.isolation import Limits, cancelled_after, isolated
 from pathfm.outlines import tissue_of
 from pathfm.slidefiles import require_readable, slide_changed, slide_digest, slide_state
 from pathfm.tiles import require_scan_fine_enough, tile_slide
@@ -133,7 +133,7 @@ def read_tiles(
     """
     job, queued = (os.getpid(), next(_run)), first_row
     ahead: deque[Call[NDArray[np.uint8] | None]] = deque()
-    try:
+    with cancelled_after(ahead):
         for start in range(first_row, len(tiles), batch_size):
             stop = min(start + batch_size, len(tiles))
             upto = min(stop + batch_size + 2 * workers, len(tiles))
@@ -142,9 +142,6 @@ def read_tiles(
                 ahead.append(isolated(source.path, limits, workers, _read_tile, source, job, place))
             queued = max(queued, upto)
             yield _batch(start, [ahead.popleft().result() for _ in range(start, stop)], tiles.size_px)
-    finally:
-        for call in ahead:
-            call.cancel()
 
 
 def identify(source: SlideSource, how: Reading) -> dict[str, Any]:

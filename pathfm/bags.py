@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 UNLABELLED = -1
+_BLOCK_ROWS = 256  # half a megabyte at 1,024 numbers a row, which the processor's cache holds
 
 
 class Bag(NamedTuple):
@@ -71,7 +70,7 @@ class BagDataset(Dataset[Bag]):
             return self._kept[index]
         if index not in self._mapped:
             self._mapped[index] = read_embeddings(self.files[index]).features
-        features = torch.from_numpy(self._mapped[index].astype(np.float32))
+        features = _float32(self._mapped[index])
         if self.keep:
             self._kept[index] = features
         return features
@@ -86,13 +85,16 @@ def collate(bags: Sequence[Bag]) -> Batch:
     return Batch(pack([bag.features for bag in bags]), torch.tensor([bag.label for bag in bags], dtype=torch.int64))
 
 
-def features_sha256(path: Path) -> str:
-    """Hex digest of the features of a file, hashed once per state of the file: what a training depends on."""
-    state = path.stat()
-    return _features_sha256(path, state.st_mtime_ns, state.st_size, state.st_ino)
+def _float32(rows: NDArray[np.float16]) -> Tensor:
+    """Rows as float32. The conversion is torch's, which takes a tenth of numpy's time, and the memory is numpy's.
 
-
-@functools.lru_cache(maxsize=65536)
-def _features_sha256(path: Path, mtime_ns: int, size: int, inode: int) -> str:  # the state is the key
-    features = read_embeddings(path).features
-    return hashlib.sha256(np.ascontiguousarray(features).data if features.size else b"").hexdigest()
+    torch takes no memory that may not be written, as that of the map, hence the block between. numpy asks the system for
+    large pages, torch does not, and on a CPU the faults of small ones cost several times the conversion.
+    """
+    features = torch.from_numpy(np.empty(rows.shape, np.float32))
+    block = torch.empty((_BLOCK_ROWS, rows.shape[1]), dtype=torch.float16)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        some = block[: len(rows) - start]
+        np.copyto(some.numpy(), rows[start : start + len(some)])
+        features[start : start + len(some)] = some
+    return features

@@ -4,91 +4,107 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
 
+from pathfm.contents import (
+    Embeddings,
+    attributes_of,
+    dataset_attributes_of,
+    embeddings_folder_name,
+    embeddings_of,
+    metadata_sha256,
+    recipe_sha256,
+    require_ours,
+    sha256_of,
+)
 from pathfm.errors import EmbeddingsDamagedError, EmbeddingsError, EmbeddingsStaleError, SeveralRecipesError
-from pathfm.files import canonical_json, sha256_text, write_atomically
-from pathfm.guarded import damaged, guarded_attribute, guarded_dataset, prove_bytes, sealed
-from pathfm.version import __version__
+from pathfm.files import write_blocks_atomically
+from pathfm.guarded import blocks_of_rows, damaged, guarded_attribute, guarded_dataset, prove_bytes, sealed_blocks
+from pathfm.hollow import Left, hollow_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-FORMAT = "pathfm-embeddings"
-FORMAT_VERSION = 2
+__all__ = [
+    "Embeddings",
+    "embeddings_folder_name",
+    "features_sha256",
+    "find_embeddings",
+    "read_embeddings",
+    "recipe_differences",
+    "recipe_sha256",
+    "require_one_recipe",
+    "require_recipe",
+    "write_embeddings",
+    "write_rows",
+]
+
 # What a damaged or hostile HDF5 file makes h5py raise.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embeddings:
-    """The embeddings of one slide.
-
-    Attributes:
-        slide_id: file stem of the slide, unique in a cohort.
-        slide_digest: what the slide is known by, `sha256:<hex>` or `quick:<bytes>:<hex>` ("" where the file was
-            imported and it is not known).
-        slide_size_px0: (width, height) of level 0 in pixels; (0, 0) where the file was imported and it is not known.
-        mpp: microns per pixel of level 0.
-        mpp_source: "metadata", "override", "cohort", or "imported" where another tool's file or its user said so.
-        tile_extent_px0: width of a tile in level-0 pixels; a float, for scale is exact.
-        tissue_sha256: digest of the tissue mask the grid was laid on.
-        recipe: everything that decides an embedding apart from the slide; JSON types only.
-        versions: library versions at the time; recorded, not part of the recipe.
-        features: float16 (n, dim); a read-only memory map when read from a file.
-        coords: int32 (n, 2), (x, y) of each tile's top-left corner in level-0 pixels; row i belongs to feature i.
-        failed: int32 (k, 2), coords of tiles that could not be read; they have no feature.
-        mean_rgb: float32 (3,), mean colour of the tissue tiles in 0-255; NaN where n is 0.
-    """
-
-    slide_id: str
-    slide_digest: str
-    slide_size_px0: tuple[int, int]
-    mpp: float
-    mpp_source: str
-    tile_extent_px0: float
-    tissue_sha256: str
-    recipe: dict[str, Any]
-    versions: dict[str, str]
-    features: NDArray[np.float16]
-    coords: NDArray[np.int32]
-    failed: NDArray[np.int32]
-    mean_rgb: NDArray[np.float32]
-
-    @property
-    def recipe_sha256(self) -> str:
-        """Hex digest of the canonical recipe; its first 8 digits name the folder."""
-        return recipe_sha256(self.recipe)
-
-
-def recipe_sha256(recipe: dict[str, Any]) -> str:
-    """Hex digest of a recipe's canonical JSON."""
-    return sha256_text(canonical_json(recipe))
-
-
-def embeddings_folder_name(recipe: dict[str, Any]) -> str:
-    """`<backbone>-<recipe8>`, the folder that files of this recipe live in."""
-    return f"{recipe['backbone']['name'].replace('/', '--').replace(':', '--')}-{recipe_sha256(recipe)[:8]}"
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     """Writes a complete file or nothing; equal contents give equal bytes.
 
-    The HDF5 image is built in memory and written by us, because libhdf5 crashes the process on a full disk.
-
     Raises:
         DiskFullError: no space; nothing is left behind.
     """
-    image = _file_image(embeddings)
-    write_atomically(path, sealed(image))
+    facts = replace(embeddings, features=embeddings.features[:0])
+    write_rows(path, facts, len(embeddings.features), lambda: [embeddings.features])
+
+
+def write_rows(
+    path: Path, facts: Embeddings, n_tiles: int, blocks: Callable[[], Iterable[NDArray[np.float16]]]
+) -> None:
+    """Writes a complete file or nothing, its features a block at a time; the bytes are those of `write_embeddings`.
+
+    Memory is that of one block and of the coords. The blocks are gone through twice: their digest stands before them in
+    the file. libhdf5 never writes to the disk, because it crashes the process when that is full.
+
+    Args:
+        path: the file.
+        facts: everything but the features, of which it has none: float16 (0, dim).
+        n_tiles: how many rows all blocks have together.
+        blocks: gives the features from the start, float16 (k, dim) each, in order; each may lie where the last one lay.
+
+    Raises:
+        ValueError: the blocks are no such, or are others the second time; nothing is left behind.
+        DiskFullError: no space; nothing is left behind.
+    """
+    shape = (n_tiles, facts.features.shape[1])
+    if len(facts.features) or len(facts.coords) != n_tiles:
+        message = f"{len(facts.features)} features and {len(facts.coords)} coords where 0 and {n_tiles} are due"
+        raise ValueError(message)
+    digest = hashlib.sha256()
+    for block in _checked(blocks(), shape):
+        digest.update(block)
+    before, behind = hollow_image(
+        Left("features", shape, "<f2"),
+        {name: np.ascontiguousarray(getattr(facts, name), dtype="<i4") for name in ("coords", "failed")},
+        attributes_of(facts, digest.hexdigest()),
+        dataset_attributes_of(facts),
+    )
+
+    def image() -> Iterator[bytes | memoryview]:
+        again = hashlib.sha256()
+        yield before
+        for block in _checked(blocks(), shape):
+            again.update(block)
+            yield block
+        yield behind
+        if again.digest() != digest.digest():
+            message = "the blocks are others the second time"
+            raise ValueError(message)
+
+    write_blocks_atomically(path, sealed_blocks(image()))
 
 
 def read_embeddings(path: Path, check: Literal["shape", "digests"] = "digests") -> Embeddings:
@@ -102,18 +118,20 @@ def read_embeddings(path: Path, check: Literal["shape", "digests"] = "digests") 
     Raises:
         EmbeddingsDamagedError: incomplete, corrupt, not ours, or built from external, linked, virtual or filtered data.
     """
-    try:
+    with _named_errors(path):
         if check == "digests":
-            state = path.stat()
-            _prove(path, state.st_mtime_ns, state.st_size, state.st_ino)
+            _proven(path)
         return _read_guarded(path)[0]
-    except FileNotFoundError:
-        raise
-    except PermissionError as error:
-        message = f"{path} may not be read ({error.strerror}); check its permissions"
-        raise EmbeddingsError(path, message) from error
-    except _HDF5_ERRORS as error:
-        raise damaged(path, f"cannot be read as an embeddings file ({error})") from error
+
+
+def features_sha256(path: Path) -> str:
+    """Hex digest of the features of a file, proven once per state of the file: what a training depends on.
+
+    Raises:
+        EmbeddingsDamagedError: as `read_embeddings`.
+    """
+    with _named_errors(path):
+        return _proven(path)
 
 
 def find_embeddings(folder: Path) -> dict[str, Path]:
@@ -180,159 +198,74 @@ def recipe_differences(found: dict[str, Any], wanted: dict[str, Any], prefix: st
     return lines
 
 
-def _file_image(e: Embeddings) -> bytes:
-    features = np.ascontiguousarray(e.features, dtype="<f2")
-    coords = np.ascontiguousarray(e.coords, dtype="<i4")
-    with h5py.File("memory.h5", "w", driver="core", backing_store=False) as file:
-        # contiguous and unfiltered, so that training maps the rows where they lie
-        file.create_dataset("features", data=features, track_times=False).attrs.update(_trident_feature_attributes(e))
-        file.create_dataset("coords", data=coords, track_times=False).attrs.update(_trident_coord_attributes(e))
-        file.create_dataset("failed", data=np.ascontiguousarray(e.failed, dtype="<i4"), track_times=False)
-        attributes = _attributes(e, features, coords)
-        for name, value in attributes.items():
-            file.attrs[name] = value
-        file.attrs["metadata_sha256"] = _metadata_sha256(attributes, e.failed)
-        file.attrs["complete"] = True
-        file.flush()
-        return bytes(file.id.get_file_image())
+def _checked(blocks: Iterable[NDArray[np.float16]], shape: tuple[int, int]) -> Iterator[memoryview]:
+    """The bytes of each block; refuses those that do not make up a dataset of this shape."""
+    count = 0
+    for block in blocks:
+        if block.dtype != np.float16 or block.shape[1:] != shape[1:]:
+            message = f"a block is {block.dtype} {block.shape}, it should be float16 with rows of {shape[1]}"
+            raise ValueError(message)
+        count += len(block)
+        if block.size:
+            yield np.ascontiguousarray(block, dtype="<f2").data.cast("B")
+    if count != shape[0]:
+        message = f"the blocks have {count} rows, there should be {shape[0]}"
+        raise ValueError(message)
 
 
-def _attributes(e: Embeddings, features: NDArray[Any], coords: NDArray[Any]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "pathfm_version": __version__,
-        "slide_id": e.slide_id,
-        "slide_digest": e.slide_digest,
-        "slide_width_px0": int(e.slide_size_px0[0]),
-        "slide_height_px0": int(e.slide_size_px0[1]),
-        "mpp": float(e.mpp),
-        "mpp_source": e.mpp_source,
-        "tile_extent_px0": float(e.tile_extent_px0),
-        "tissue_sha256": e.tissue_sha256,
-        "recipe": canonical_json(e.recipe),
-        "recipe_sha256": e.recipe_sha256,
-        "versions": canonical_json(e.versions),
-        "n_failed": len(e.failed),
-        "mean_rgb": np.asarray(e.mean_rgb, dtype="<f4"),
-        "features_sha256": _sha256(features),
-        "coords_sha256": _sha256(coords),
-    }
-
-
-def _trident_feature_attributes(e: Embeddings) -> dict[str, Any]:
-    return {"name": e.slide_id, "encoder": str(e.recipe["backbone"]["name"])}
-
-
-def _trident_coord_attributes(e: Embeddings) -> dict[str, Any]:
-    """What TRIDENT, Patho-Bench and TITAN scripts look for; rounded as they expect, the exact values are root attributes."""
-    tiles = e.recipe["tiles"]
-    return {
-        "patch_size": int(tiles["size_px"]),
-        "patch_size_level0": round(e.tile_extent_px0),
-        "level0_magnification": max(1, round(10 / e.mpp)),
-        "target_magnification": max(1, round(10 / tiles["mpp"])),
-        "overlap": int(tiles["size_px"] - tiles["stride_px"]),
-        "name": e.slide_id,
-        "level0_width": int(e.slide_size_px0[0]),
-        "level0_height": int(e.slide_size_px0[1]),
-    }
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turns what h5py and the system raise for a file into errors that say what to do; a missing file stays one."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        message = f"{path} may not be read ({error.strerror}); check its permissions"
+        raise EmbeddingsError(path, message) from error
+    except _HDF5_ERRORS as error:
+        raise damaged(path, f"cannot be read as an embeddings file ({error})") from error
 
 
 def _read_guarded(path: Path) -> tuple[Embeddings, dict[str, Any]]:
     size = path.stat().st_size
     with h5py.File(path, "r") as file:
         attributes = {name: guarded_attribute(file, name) for name in file.attrs}
-        _require_ours(path, attributes)
+        require_ours(path, attributes)
         data = {name: guarded_dataset(path, file, name, size) for name in ("features", "coords", "failed")}
-    n = len(data["features"])
-    if n and not data["features"].shape[1]:
-        raise damaged(path, "has embeddings of no numbers")
-    if data["coords"].shape != (n, 2) or data["failed"].shape != (attributes["n_failed"], 2):
-        raise damaged(path, "features, coords and failed do not fit each other")
-    _require_sane(path, attributes, data["coords"])
-    embeddings = Embeddings(
-        slide_id=str(attributes["slide_id"]),
-        slide_digest=_slide_digest(attributes),
-        slide_size_px0=(int(attributes["slide_width_px0"]), int(attributes["slide_height_px0"])),
-        mpp=float(attributes["mpp"]),
-        mpp_source=str(attributes["mpp_source"]),
-        tile_extent_px0=float(attributes["tile_extent_px0"]),
-        tissue_sha256=str(attributes["tissue_sha256"]),
-        recipe=json.loads(attributes["recipe"]),
-        versions=json.loads(attributes["versions"]),
-        features=data["features"],
-        coords=data["coords"],
-        failed=data["failed"],
-        mean_rgb=np.asarray(attributes["mean_rgb"], dtype=np.float32),
-    )
-    return embeddings, attributes
+    return embeddings_of(path, attributes, data), attributes
 
 
-def _slide_digest(attributes: dict[str, Any]) -> str:
-    """Version 1 had the bare sha256 under another name."""
-    if attributes["format_version"] == 1:
-        return f"sha256:{attributes['slide_sha256']}" if attributes["slide_sha256"] else ""
-    return str(attributes["slide_digest"])
-
-
-def _require_sane(path: Path, attributes: dict[str, Any], coords: NDArray[np.int32]) -> None:
-    """Refuses metadata that no slide and no recipe of ours has."""
-    recipe = json.loads(attributes["recipe"])
-    if not isinstance(recipe, dict) or recipe_sha256(recipe) != attributes["recipe_sha256"]:
-        raise damaged(path, "recipe_sha256 does not match its recipe")
-    parts = [recipe.get("backbone"), recipe.get("tiles"), json.loads(attributes["versions"])]
-    if not all(isinstance(part, dict) for part in parts) or not isinstance(recipe["backbone"].get("name"), str):
-        raise damaged(path, "has a recipe without backbone and tiles")
-    size = (int(attributes["slide_width_px0"]), int(attributes["slide_height_px0"]))
-    known = size != (0, 0)
-    if np.shape(attributes["mean_rgb"]) != (3,) or not 0 < float(attributes["mpp"]) < np.inf:
-        raise damaged(path, "states a mean_rgb or an mpp that cannot be")
-    if known and min(size) <= 0:
-        raise damaged(path, "states a size that cannot be")
-    if len(coords) and (coords.min() < 0 or (known and (coords >= size).any())):
-        raise damaged(path, "has tiles outside of its slide")
-
-
-def _require_ours(path: Path, attributes: dict[str, Any]) -> None:
-    if attributes.get("format") != FORMAT:
-        raise damaged(path, f"is not a pathfm embeddings file (attribute 'format' is not {FORMAT!r})")
-    if not 1 <= int(attributes["format_version"]) <= FORMAT_VERSION:
-        raise EmbeddingsDamagedError(
-            path,
-            f"{path} has format version {attributes['format_version']}, this pathfm reads up to {FORMAT_VERSION}; upgrade pathfm",
-        )
-    if not attributes.get("complete", False):
-        raise damaged(path, "is not complete")
+def _proven(path: Path) -> str:
+    state = path.stat()
+    return _prove(path, state.st_mtime_ns, state.st_size, state.st_ino)
 
 
 @functools.lru_cache(maxsize=65536)
-def _prove(path: Path, _mtime_ns: int, _size: int, _inode: int) -> None:
-    """Hashes a file once per state, which is the key it is remembered by. Errors are not remembered."""
+def _prove(path: Path, _mtime_ns: int, _size: int, _inode: int) -> str:
+    """Proves a file once per state, which is the key it is remembered by; gives the digest of its features.
+
+    Errors are not remembered.
+    """
     prove_bytes(path)
     embeddings, stated = _read_guarded(path)
-    for name, data in (("features", embeddings.features), ("coords", embeddings.coords)):
-        if _sha256(data) != stated[f"{name}_sha256"]:
-            raise damaged(path, f"{name} do not match their digest")
-    wrong = np.flatnonzero(~np.isfinite(embeddings.features).all(axis=1))
-    if len(wrong):
-        raise damaged(path, f"holds {len(wrong)} tiles whose embedding is not finite (first: row {wrong[0]})")
-    covered = {key: value for key, value in stated.items() if key not in ("metadata_sha256", "complete")}
-    if _metadata_sha256(covered, embeddings.failed) != stated["metadata_sha256"]:
+    _prove_features(path, embeddings.features, stated["features_sha256"])
+    if sha256_of(embeddings.coords) != stated["coords_sha256"]:
+        raise damaged(path, "coords do not match their digest")
+    if metadata_sha256(stated, embeddings.failed) != stated["metadata_sha256"]:
         raise damaged(path, "its attributes do not match their digest")
+    return str(stated["features_sha256"])
 
 
-def _metadata_sha256(attributes: dict[str, Any], failed: NDArray[Any]) -> str:
-    plain = {
-        key: _sha256(value)
-        if isinstance(value, np.ndarray)
-        else value.item()
-        if isinstance(value, np.generic)
-        else value
-        for key, value in attributes.items()
-    }
-    return sha256_text(canonical_json(plain | {"failed": _sha256(np.asarray(failed, dtype="<i4"))}))
-
-
-def _sha256(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data if array.size else b"").hexdigest()
+def _prove_features(path: Path, features: NDArray[np.float16], stated: str) -> None:
+    digest, wrong, start = hashlib.sha256(), list[int](), 0
+    for block in blocks_of_rows(path, features):
+        digest.update(block.data)
+        # a float16 whose exponent is all ones is infinite or no number: a third of the time of np.isfinite
+        finite = ((block.view("<u2") & 0x7C00) != 0x7C00).all(axis=1)
+        wrong += (start + np.flatnonzero(~finite)).tolist()
+        start += len(block)
+    if digest.hexdigest() != stated:
+        raise damaged(path, "features do not match their digest")
+    if wrong:
+        raise damaged(path, f"holds {len(wrong)} tiles whose embedding is not finite (first: row {wrong[0]})")

@@ -12,16 +12,26 @@ from typing import TYPE_CHECKING, Any
 from pathfm.errors import DiskFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _BLOCK_BYTES = 1 << 22
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes bytes so that a reader sees the whole file or the old one, also after a power loss.
+    """Writes bytes as `write_blocks_atomically` does.
 
-    Written to a hidden sibling, synced, closed, renamed, then the directory is synced. Parent folders are made.
+    Raises:
+        DiskFullError: there is no space; nothing is left behind.
+    """
+    write_blocks_atomically(path, [data])
+
+
+def write_blocks_atomically(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
+    """Writes blocks of bytes so that a reader sees the whole file or the old one, also after a power loss.
+
+    Written to a hidden sibling, synced, closed, renamed, then the directory is synced. Parent folders are made. A block
+    is asked for when the one before it is written; what is raised instead of one leaves nothing behind.
 
     Raises:
         DiskFullError: there is no space; nothing is left behind.
@@ -33,7 +43,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                write_all(descriptor, data)
+                for block in blocks:
+                    write_all(descriptor, block)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -49,9 +60,9 @@ def sweep_temporaries(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
+def write_all(descriptor: int, data: bytes | memoryview, offset: int | None = None) -> None:
     """Writes every byte, however many the system takes at a time; at an offset, or where the file stands."""
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     while view:
         written = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
         offset = None if offset is None else offset + written

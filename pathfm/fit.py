@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from pathfm.bags import BagDataset, Batch, collate, features_sha256
+from pathfm.bags import BagDataset, Batch, collate
+from pathfm.embeddings import features_sha256
 from pathfm.epochs import BestEpoch, EpochOrder, EveryEpoch
 from pathfm.errors import InputError, ModelError
 from pathfm.files import canonical_json, sha256_text, write_text

@@ -11,6 +11,8 @@ import numpy as np
 from pathfm.errors import EmbeddingsDamagedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from io import RawIOBase
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 DTYPES = {"features": "<f2", "coords": "<i4", "failed": "<i4"}
 
 _MAX_ATTRIBUTE_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
 # Behind the HDF5 image stand this and the hex sha256 of the image: libhdf5 may crash or hang on a damaged file, so the
 # bytes are proven before it sees them. It does not read what lies behind its end of file.
 _TRAILER = b"\npathfm-sha256:"
@@ -26,7 +29,16 @@ _TRAILER_BYTES = len(_TRAILER) + 64
 
 def sealed(image: bytes) -> bytes:
     """An HDF5 image and its digest behind it."""
-    return image + _TRAILER + hashlib.sha256(image).hexdigest().encode()
+    return b"".join(sealed_blocks([image]))
+
+
+def sealed_blocks(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The blocks of an HDF5 image, and its digest behind them."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+        yield block
+    yield _TRAILER + digest.hexdigest().encode()
 
 
 def prove_bytes(path: Path) -> None:
@@ -35,12 +47,30 @@ def prove_bytes(path: Path) -> None:
     Raises:
         EmbeddingsDamagedError: cut, changed, or not sealed by us.
     """
-    data = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, dtype=np.uint8)
-    image, trailer = data[:-_TRAILER_BYTES], bytes(data[-_TRAILER_BYTES:])
+    image_bytes = path.stat().st_size - _TRAILER_BYTES
+    # what is too short is not opened: a pipe, whose size is 0, would never answer
+    trailer = b"".join(_read(path, image_bytes, _TRAILER_BYTES, _TRAILER_BYTES)) if image_bytes >= 0 else b""
     if not trailer.startswith(_TRAILER):
         raise damaged(path, "is not a whole pathfm embeddings file (its last bytes are not the digest)")
-    if hashlib.sha256(image.data).hexdigest().encode() != trailer.removeprefix(_TRAILER):
+    digest = hashlib.sha256()
+    for block in _read(path, 0, image_bytes, _BLOCK_BYTES):
+        digest.update(block)
+    if digest.hexdigest().encode() != trailer.removeprefix(_TRAILER):
         raise damaged(path, "does not match the digest in its last bytes")
+
+
+def blocks_of_rows(path: Path, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The rows of a dataset that `guarded_dataset` mapped, some at a time, by ordinary reads; valid until the next.
+
+    What is read through a map stays in the memory of the process for as long as the map is there, the whole file in the
+    end.
+    """
+    if not isinstance(rows, np.memmap):  # no rows, so there is no map
+        return
+    row_bytes = rows.nbytes // len(rows)
+    most = max(1, _BLOCK_BYTES // row_bytes) * row_bytes
+    for block in _read(path, rows.offset, rows.nbytes, most):
+        yield np.frombuffer(block, rows.dtype).reshape(-1, *rows.shape[1:])
 
 
 def guarded_attribute(file: h5py.File, name: str) -> Any:
@@ -77,6 +107,24 @@ def guarded_dataset(path: Path, file: h5py.File, name: str, file_bytes: int) -> 
     if offset is None or offset + dataset.nbytes > file_bytes:
         raise damaged(path, f"{name!r} claims {dataset.nbytes} bytes that the file does not hold")
     return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+
+
+def _read(path: Path, start: int, count: int, most: int) -> Iterator[memoryview]:
+    """So many bytes of a file from `start` on, in blocks of `most`, all in the same memory; fewer where the file ends."""
+    held = memoryview(bytearray(min(count, most)))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while count and (got := _filled(file, held[: min(count, most)])):
+            yield held[:got]
+            count -= got
+
+
+def _filled(file: RawIOBase, block: memoryview) -> int:
+    """How many bytes were read: as many as the block has, unless the file ends."""
+    got = 0
+    while got < len(block) and (more := file.readinto(block[got:])):
+        got += more
+    return got
 
 
 def damaged(path: Path, what: str) -> EmbeddingsDamagedError:

@@ -10,8 +10,8 @@ import torch
 from conftest import EmbeddingsCohort, planted_embeddings
 from torch.utils.data import DataLoader
 
-from pathfm.bags import UNLABELLED, BagDataset, collate, features_sha256
-from pathfm.embeddings import write_embeddings
+from pathfm.bags import UNLABELLED, BagDataset, collate
+from pathfm.embeddings import features_sha256, write_embeddings
 from pathfm.errors import EmbeddingsDamagedError
 
 if TYPE_CHECKING:
@@ -32,6 +32,16 @@ def test_a_bag_is_the_features_of_its_file_in_float32(tmp_path: Path) -> None:
     assert features.dtype == torch.float32
     assert label == 1
     np.testing.assert_array_equal(features.numpy(), planted_embeddings("s0", 1).features.astype(np.float32))
+
+
+def test_every_finite_float16_becomes_the_same_number_in_float32(tmp_path: Path) -> None:
+    """More rows than are turned at a time, and as many in the last block as in no other."""
+    bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    features = np.resize(bits[np.isfinite(bits)], (700, 91))
+    whole = replace(planted_embeddings("s0", 0, n=700), features=features)
+    write_embeddings(tmp_path / "s0.h5", whole)
+    found = BagDataset([tmp_path / "s0.h5"])[0].features.numpy()
+    np.testing.assert_array_equal(found.view(np.uint32), features.astype(np.float32).view(np.uint32))
 
 
 def test_a_loader_packs_bags_of_any_length_in_order(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import h5py
 
-from pathfm.embeddings import FORMAT
+from pathfm.contents import FORMAT
 from pathfm.errors import InputError, PathfmError
 from pathfm.layouts import atlaspatch, clam, plain, slideflow, stamp, trident
 from pathfm.layouts.foreign import READING_ERRORS, ForeignSlide, GuardedH5, Layout, Source, refused

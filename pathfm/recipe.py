@@ -11,7 +11,7 @@ from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
 
 RECIPE_FORMAT = 1
-READER = {"pixels": 1, "tissue": 1, "grid": 1}
+READER = {"pixels": 2, "tissue": 1, "grid": 1}
 """Versions of our own reading of pixels, finding of tissue and laying of the grid; one is raised when its numbers change."""
 
 

@@ -1,51 +1,49 @@
 """A whole-slide image with an exact scale: open it, read a square of so many microns, read all of it small.
 
-Every position is (x, y) in level-0 pixels. Levels are read at whole pixels of the level and resampled with an
-antialiasing filter whose box carries the fraction, so a tile is `size_px * mpp` microns wide on every scanner; there
-are no bins of magnification. Label and macro images are never opened, nor is any property but the scale.
+Every position is (x, y) in level-0 pixels. Levels are read at whole pixels of the level; where a pixel asked for is a
+whole number of them it is their mean, else they are resampled with an antialiasing filter whose box carries the
+fraction. So a tile is `size_px * mpp` microns wide on every scanner; there are no bins of magnification. Label and
+macro images are never opened, nor is any property but the scale.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import openslide
 from PIL import Image
 
-from pathfm.errors import MppError, SlideUnreadableError, TileUnreadableError
+from pathfm.errors import InputError, MppError, SlideUnreadableError
+from pathfm.overview import Overview, bands_of
+from pathfm.pixels import Box, filled, on_white, resampled, whole_factor
 from pathfm.privacy import allowed
-from pathfm.progress import logger
+from pathfm.readers import Levels, Reader
 from pathfm.scale import MPP_SANE, MppSource, objective_power, require_sane_mpp, settled_mpp, stated_mpp
 from pathfm.slidefiles import open_handle, require_readable, series_files, slide_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
 
-__all__ = ["MPP_SANE", "MppSource", "Slide", "open_slide", "series_files", "slide_digest"]
+__all__ = ["MPP_SANE", "MppSource", "Reader", "Slide", "open_slide", "series_files", "slide_digest"]
 
 _LEVEL_TOLERANCE = 1 + 1e-3
 _OVERVIEW_TOLERANCE = 1.25
-_BAND_PX = 1 << 24
 _MOST_PX = 1 << 40
 _MOST_OVERVIEW_PX = 4 * 10**8
 _MOST_ROW_PX = 1 << 30
-_BLOCK_PX = 256
-_MOST_BLOCKS = 1000
-_MOST_FINER_PX = 1 << 12  # a block of a level eight or sixteen times finer is read; more would take too long
-
-Box = tuple[float, float, float, float]
 
 
 def open_slide(
-    path: Path, mpp_override: float | None = None, mpp_source: MppSource = "override", slide_id: str | None = None
+    path: Path,
+    mpp_override: float | None = None,
+    mpp_source: MppSource = "override",
+    slide_id: str | None = None,
+    reader: Reader = "auto",
 ) -> Slide:
     """Opens a slide of any format that OpenSlide reads, or a plain image with a stated mpp.
 
@@ -55,11 +53,13 @@ def open_slide(
             believable one is overruled by the cohort alone.
         mpp_source: where the override comes from; recorded.
         slide_id: its name in the cohort; the file stem where not given.
+        reader: "auto" decodes JPEG tiles directly where that is found to give OpenSlide's pixels, "openslide" never;
+            "cucim" reads by cuCIM where that gives them, else as "auto".
 
     Raises:
         SlideUnreadableError: it does not open, or claims more than 2**40 pixels; the reason is typed.
         MppError: its mpp is missing, outside `MPP_SANE`, or contradicted, by itself or by the override.
-        InputError: the override is outside `MPP_SANE`.
+        InputError: the override is outside `MPP_SANE`, or the reader is not installed.
     """
     if mpp_override is not None:
         require_sane_mpp(mpp_override, f"--mpp-override {mpp_override:g} for {path}")
@@ -71,7 +71,13 @@ def open_slide(
     except (MppError, SlideUnreadableError):
         handle.close()
         raise
-    return Slide(path, slide_id or path.stem, handle, mpp, "metadata" if mpp_override is None else mpp_source)
+    try:
+        return Slide(
+            path, slide_id or path.stem, handle, mpp, "metadata" if mpp_override is None else mpp_source, reader
+        )
+    except InputError:
+        handle.close()
+        raise
 
 
 class Slide:
@@ -100,14 +106,14 @@ class Slide:
         handle: openslide.AbstractSlide,
         mpp: float,
         mpp_source: MppSource,
+        reader: Reader = "auto",
     ) -> None:
         self.path, self.slide_id = path, slide_id
         self.mpp, self.mpp_source, self.mpp_stated = mpp, mpp_source, stated_mpp(handle.properties)
-        self._handle, self._lock = handle, threading.Lock()
+        self._levels = Levels(path, handle, reader)
         self.size_px0: tuple[int, int] = handle.dimensions
-        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
-        self._stated_downsamples: tuple[float, ...] = tuple(handle.level_downsamples)
-        self.level_downsamples = tuple(map(self._true_downsample, self.level_sizes, self._stated_downsamples))
+        self.level_sizes = self._levels.sizes
+        self.level_downsamples = tuple(map(self._true_downsample, self.level_sizes, self._levels.stated_downsamples))
         self.objective_power = objective_power(handle.properties)
         self.vendor = allowed(handle.properties).get(openslide.PROPERTY_NAME_VENDOR, "image")
         self.unreadable_px0: tuple[Box, ...] = ()
@@ -127,30 +133,52 @@ class Slide:
 
     def close(self) -> None:
         """Closes the file; no thread may be reading."""
-        self._handle.close()
+        self._levels.close()
 
-    def read_tile(self, x_px0: int, y_px0: int, size_px: int, mpp: float) -> NDArray[np.uint8]:
+    def reader_for(self, mpp: float) -> str:
+        """What reads tiles of this mpp: "direct", "openslide" or "cucim"; the first call for a level compares them."""
+        return self._levels.reader_of(self._level_for(mpp, _LEVEL_TOLERANCE))
+
+    def read_tile(
+        self, x_px0: int, y_px0: int, size_px: int, mpp: float, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """The square of `size_px * mpp` microns whose top-left corner is (x_px0, y_px0).
 
-        Read from the coarsest level that is not coarser than `mpp`, resampled bicubically with antialiasing (Pillow;
-        pixels outside the square have no part in it), untouched where the level has exactly that mpp. Outside the scan
-        and where the scan is transparent it is white.
+        Read from the coarsest level that is not coarser than `mpp`, untouched where the level has exactly that mpp. Where
+        a pixel is a whole number of the level's in each direction, and the square starts on one, it is their mean,
+        rounded to the nearest (a half goes up for 2 x 2, else to the even number). Else it is resampled bicubically with
+        antialiasing (Pillow); pixels outside the square have no part in it. Outside the scan and where the scan is
+        transparent it is white.
+
+        Args:
+            x_px0: of the corner.
+            y_px0: of the corner.
+            size_px: the side of the tile in its own pixels.
+            mpp: microns per pixel of the tile.
+            out: uint8 (size_px, size_px, 3) to fill, C-contiguous; may be a view of shared memory.
 
         Returns:
-            uint8 (size_px, size_px, 3), RGB.
+            uint8 (size_px, size_px, 3), RGB; `out` where it is given.
 
         Raises:
             TileUnreadableError: it cannot be decoded, also not from a fresh handle; later tiles can still be read.
+            ValueError: `out` is of another shape.
         """
+        if out is not None and out.shape != (size_px, size_px, 3):
+            message = f"out has the shape {out.shape}, the tile ({size_px}, {size_px}, 3)"
+            raise ValueError(message)
         level = self._level_for(mpp, _LEVEL_TOLERANCE)
         scale = mpp / self.mpp / self.level_downsamples[level]
         (x_at, x_rest), (y_at, y_rest) = self._whole_pixel(x_px0, level), self._whole_pixel(y_px0, level)
+        factor = whole_factor(scale, x_rest, y_rest)
+        if factor:
+            side = size_px * factor
+            return self._levels.read(level, (x_at, y_at), (side, side), factor, out)
         box = (x_rest, y_rest, x_rest + size_px * scale, y_rest + size_px * scale)
         window = (math.ceil(box[2] - 1e-6), math.ceil(box[3] - 1e-6))
-        rgb, _ = _on_white(self._read(x_at, y_at, level, window))
-        if abs(scale - 1) < 1e-6 and max(x_rest, y_rest) < 1e-6:
-            return rgb
-        return _resample(rgb, (size_px, size_px), Image.Resampling.BICUBIC, box)
+        pixels = self._levels.read(level, (x_at, y_at), window)
+        tile = resampled(pixels, (size_px, size_px), Image.Resampling.BICUBIC, box)
+        return tile if out is None else filled(out, tile)
 
     def read_level(self, level: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """A whole level: (rgb uint8 (h, w, 3) on white, opaque bool (h, w), False where the scanner has no pixels).
@@ -158,7 +186,8 @@ class Slide:
         Raises:
             TileUnreadableError: it cannot be decoded.
         """
-        return _on_white(self._read(0, 0, level, self.level_sizes[level]))
+        rgb, opaque = on_white(self._levels.read_openslide(level, (0, 0), self.level_sizes[level]))
+        return rgb, np.ones(rgb.shape[:2], bool) if opaque is None else opaque
 
     def read_overview(self, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """The whole scan, resampled with an antialiasing triangle filter so that a pixel is exactly `mpp` microns wide.
@@ -182,75 +211,19 @@ class Slide:
         if width * height > _MOST_OVERVIEW_PX or width * scale * max(scale, 1) > _MOST_ROW_PX:
             message = f"{self.path} has too many pixels for an overview ({width} x {height} at {mpp:g} mpp); convert it to a pyramidal TIFF"
             raise SlideUnreadableError(self.path, "unsupported", message)
-        lost: list[tuple[Box, TileUnreadableError]] = []
-        bands = [self._band(level, mpp, width, rows, lost) for rows in _bands(height, scale, width * scale)]
-        if lost:
-            if not any(opaque.any() for _, opaque in bands):
-                raise lost[0][1]
-            logger.warning("%d blocks of the overview are left white, the first: %s", len(lost), lost[0][1])
-        self.unreadable_px0 = tuple(box for box, _ in lost)
-        return np.concatenate([rgb for rgb, _ in bands]), np.concatenate([opaque for _, opaque in bands])
+        overview = Overview(self._levels, self.level_downsamples, level)
+        bands = (
+            (rows, *self._whole_pixel(rows[0] * mpp / self.mpp, level))
+            for rows in bands_of(height, scale, width * scale)
+        )
+        rgb, opaque = overview.read((width, height), scale, bands)
+        self.unreadable_px0 = overview.unreadable_px0
+        return rgb, opaque
 
     def overview_size(self, mpp: float) -> tuple[int, int]:
         """(width, height) of the overview at this mpp; it covers the scan, so a broken last pixel counts whole."""
         width, height = (math.ceil(size * self.mpp / mpp - 1e-6) for size in self.size_px0)
         return width, height
-
-    def _band(
-        self, level: int, mpp: float, width: int, rows: tuple[int, int], lost: list[tuple[Box, TileUnreadableError]]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Rows of the overview from the level's pixels that they cover."""
-        scale = mpp / self.mpp / self.level_downsamples[level]
-        y_at, y_rest = self._whole_pixel(rows[0] * mpp / self.mpp, level)
-        box = (0.0, y_rest, width * scale, y_rest + (rows[1] - rows[0]) * scale)
-        window = (math.ceil(box[2] - 1e-6), math.ceil(box[3] - 1e-6))
-        rgb, opaque = _on_white(
-            self._read_blocks(0, round(y_at / self._stated_downsamples[level]), level, window, lost)
-        )
-        size = (width, rows[1] - rows[0])
-        if opaque.all():
-            return _resample(rgb, size, Image.Resampling.BILINEAR, box), np.ones(size[::-1], bool)
-        seen = _resample(opaque.astype(np.uint8) * 255, size, Image.Resampling.BILINEAR, box)
-        return _resample(rgb, size, Image.Resampling.BILINEAR, box), seen > 127
-
-    def _read_blocks(
-        self, x_at: int, y_at: int, level: int, size: tuple[int, int], lost: list[tuple[Box, TileUnreadableError]]
-    ) -> NDArray[np.uint8]:
-        """RGBA pixels from a place in level pixels; halved where it cannot be decoded, until only bad blocks are blank."""
-        stated = self._stated_downsamples[level]
-        try:
-            return self._read(round(x_at * stated), round(y_at * stated), level, size)
-        except TileUnreadableError as error:
-            if max(size) <= _BLOCK_PX:
-                pixels = self._from_finer_level(x_at, y_at, level, size)
-                if pixels is not None:
-                    return pixels
-                true = self.level_downsamples[level]
-                box = (x_at * true, y_at * true, (x_at + size[0]) * true, (y_at + size[1]) * true)
-                lost.append((box, error))
-                if len(lost) > _MOST_BLOCKS:
-                    raise
-                return np.zeros((size[1], size[0], 4), np.uint8)
-        if size[0] >= size[1]:
-            cut = _cut(x_at, size[0])
-            left = self._read_blocks(x_at, y_at, level, (cut, size[1]), lost)
-            return np.hstack([left, self._read_blocks(x_at + cut, y_at, level, (size[0] - cut, size[1]), lost)])
-        cut = _cut(y_at, size[1])
-        top = self._read_blocks(x_at, y_at, level, (size[0], cut), lost)
-        return np.vstack([top, self._read_blocks(x_at, y_at + cut, level, (size[0], size[1] - cut), lost)])
-
-    def _from_finer_level(self, x_at: int, y_at: int, level: int, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-        """RGBA pixels of a block of a level, averaged from the next finer level that can be decoded there."""
-        true = self.level_downsamples[level]
-        for finer in range(level - 1, -1, -1):
-            ratio = true / self.level_downsamples[finer]
-            window = (round(size[0] * ratio), round(size[1] * ratio))
-            if max(window) > _MOST_FINER_PX:
-                return None
-            with suppress(TileUnreadableError):
-                pixels = self._read(round(x_at * true), round(y_at * true), finer, window)
-                return np.asarray(Image.fromarray(pixels, "RGBA").resize(size, Image.Resampling.BOX))
-        return None
 
     def _level_for(self, mpp: float, tolerance: float) -> int:
         """The coarsest level that is not coarser than `mpp`, within a factor."""
@@ -271,72 +244,14 @@ class Slide:
         downsample; where that is no whole number it interpolates by up to half a level-0 pixel, accounted for here.
         """
         wanted = position_px0 / self.level_downsamples[level]
-        stated = self._stated_downsamples[level]
+        stated = self._levels.stated_downsamples[level]
         at = round(math.floor(wanted + 1e-6) * stated)
         if at / stated > wanted + 1e-6:
             at = round((math.floor(wanted + 1e-6) - 1) * stated)
         return at, max(0.0, wanted - at / stated)
-
-    def _read(self, x_px0: int, y_px0: int, level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """RGBA pixels of a level; a handle that has seen an error stays broken, so another is opened and tried once.
-
-        The second try has a handle of its own: another thread's bad tile must not take this one along.
-        """
-        handle = self._handle
-        with suppress(openslide.OpenSlideError):
-            return np.asarray(handle.read_region((x_px0, y_px0), level, size))
-        fresh = None
-        try:
-            fresh = open_handle(self.path)
-            pixels = np.asarray(fresh.read_region((x_px0, y_px0), level, size))
-        except (openslide.OpenSlideError, SlideUnreadableError) as error:
-            if fresh is not None:
-                self._replace(handle, open_handle(self.path))
-            said = " ".join(str(error).split())
-            message = (
-                f"{self.path} cannot be decoded at ({x_px0}, {y_px0}), level {level} ({said}); copy the slide again"
-            )
-            raise TileUnreadableError(self.path, "corrupt tile", message) from error
-        self._replace(handle, fresh)
-        return pixels
-
-    def _replace(self, broken: openslide.AbstractSlide, fresh: openslide.AbstractSlide) -> None:
-        """Swaps the shared handle once; a broken one closes itself when its last reader lets go of it."""
-        with self._lock:
-            if self._handle is broken:
-                self._handle = fresh
 
 
 def _require_size(path: Path, size: tuple[int, int]) -> None:
     if size[0] * size[1] > _MOST_PX:
         message = f"{path} claims {size[0]} x {size[1]} pixels, more than any scan has; scan or convert it again"
         raise SlideUnreadableError(path, "unsupported", message)
-
-
-def _cut(start: int, length: int) -> int:
-    """Where to halve a side that is longer than a block: at the block border next to its middle."""
-    return round((start + length / 2) / _BLOCK_PX) * _BLOCK_PX - start
-
-
-def _bands(height: int, scale: float, level_width: float) -> Iterator[tuple[int, int]]:
-    """Row ranges of an overview whose level pixels stay under a bound."""
-    rows = max(1, int(_BAND_PX / max(1.0, level_width) / scale))
-    return ((start, min(start + rows, height)) for start in range(0, height, rows))
-
-
-def _resample(
-    pixels: NDArray[np.uint8], size: tuple[int, int], kernel: Image.Resampling, box: tuple[float, float, float, float]
-) -> NDArray[np.uint8]:
-    height, width = pixels.shape[:2]
-    inside = (box[0], box[1], min(box[2], width), min(box[3], height))
-    return np.asarray(Image.fromarray(pixels).resize(size, kernel, inside))
-
-
-def _on_white(rgba: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The one place where missing pixels become white."""
-    alpha = rgba[..., 3]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3]), np.ones(alpha.shape, bool)
-    share = alpha[..., None].astype(np.uint16)
-    rgb = (rgba[..., :3] * share + 255 * (255 - share) + 127) // 255
-    return rgb.astype(np.uint8), alpha > 127

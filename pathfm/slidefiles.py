@@ -27,11 +27,12 @@ PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 """Images that Pillow reads where OpenSlide does not; they state no mpp."""
 
 _PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-# What Pillow's decoders raise when a file lies about itself.
-_HOSTILE = (
+HOSTILE = (
     *(OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError),
     *(RuntimeError, AssertionError, struct.error, zlib.error),
 )
+"""What decoders raise when a file lies about itself."""
+
 _MOST_POINTER_BYTES = 1 << 28
 _TIFF_HEADS = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
 _TIFF_TYPES = {3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
@@ -172,7 +173,7 @@ def open_handle(path: Path) -> openslide.AbstractSlide:
     except Image.DecompressionBombError as error:
         problem = f"is an unsupported plain image, too large to be read whole ({error}); convert it to a pyramidal TIFF"
         raise _unreadable(path, "unsupported", problem) from error
-    except _HOSTILE as error:
+    except HOSTILE as error:
         raise _refusal(path, error) from error
 
 

@@ -12,7 +12,7 @@ from pathfm.cohort import IMAGE_SUFFIXES, SLIDE_SUFFIXES, read_cohort
 from pathfm.errors import CohortError, InputError
 from pathfm.progress import logger
 from pathfm.scale import MppSource, require_sane_mpp
-from pathfm.slide import Slide, open_slide
+from pathfm.slide import Reader, Slide, open_slide
 from pathfm.slidefiles import dicom_series, series_files
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class SlideSource:
     mpp_source: MppSource = "override"
     original_id: str = field(default="", repr=False)
 
-    def open(self) -> Slide:
+    def open(self, reader: Reader = "auto") -> Slide:
         """Opens it; raises what `open_slide` raises."""
-        return open_slide(self.path, self.mpp_override, self.mpp_source, self.slide_id)
+        return open_slide(self.path, self.mpp_override, self.mpp_source, self.slide_id, reader)
 
 
 def find_slides(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import imagecodecs
 import numpy as np
 import tifffile
 
@@ -43,6 +44,57 @@ def write_pyramid(
                 **options,
             )
     return path
+
+
+def write_jpeg_pyramid(
+    path: Path,
+    pixels: NDArray[np.uint8],
+    levels: tuple[int, ...] = (),
+    tile: int = 256,
+    subsampling: str | None = "420",
+    aperio: bool = True,
+    bigtiff: bool = False,
+) -> Path:
+    """Writes uint8 (h, w, 3) as JPEG tiles at 0.5 mpp, with the tables in the TIFF's tag as scanners have them.
+
+    In RGB where no subsampling is given, else in YCbCr. Tiles of the edge are filled up with black.
+    """
+    colours = {"outcolorspace": "YCBCR" if subsampling else "RGB", "subsampling": subsampling or "444"}
+    described = "Aperio Image Library v11.2.1\n|AppMag = 20|MPP = 0.5" if aperio else None
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as file:
+        for divisor in (1, *levels):
+            level = _shrunk(pixels, divisor)
+            down, across = (-(-side // tile) for side in level.shape[:2])
+            whole = np.zeros((down * tile, across * tile, 3), np.uint8)
+            whole[: level.shape[0], : level.shape[1]] = level
+            blocks = whole.reshape(down, tile, across, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
+            jpegs = [split_jpeg(bytes(imagecodecs.jpeg8_encode(block.copy(), 85, **colours))) for block in blocks]
+            file.write(
+                iter([rest for _, rest in jpegs]),
+                shape=level.shape,
+                dtype=np.uint8,
+                tile=(tile, tile),
+                photometric="ycbcr" if subsampling else "rgb",
+                subsampling={"420": (2, 2), "422": (2, 1)}.get(subsampling or "", (1, 1)) if subsampling else None,
+                compression="jpeg",
+                jpegtables=jpegs[0][0],
+                subfiletype=int(divisor > 1 and not aperio),
+                description=described,
+                resolution=None if aperio else (2e4, 2e4),
+                resolutionunit=None if aperio else "CENTIMETER",
+                metadata=None,
+            )
+    return path
+
+
+def split_jpeg(jpeg: bytes) -> tuple[bytes, bytes]:
+    """The tables of a JPEG file and what is left of it, two abbreviated files as a TIFF has them."""
+    tables, rest, at = bytearray(), bytearray(), 2
+    while jpeg[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        (tables if jpeg[at + 1] in (0xDB, 0xC4) else rest).extend(jpeg[at:end])
+        at = end
+    return jpeg[:2] + bytes(tables) + b"\xff\xd9", jpeg[:2] + bytes(rest) + jpeg[at:]
 
 
 def _shrunk(pixels: NDArray[np.uint8], divisor: int) -> NDArray[np.uint8]:

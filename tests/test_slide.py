@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyramids import spoil_tile, wave_colours, waves, write_pyramid
 
-import pathfm.slide
+import pathfm.overview
 import pathfm.slidefiles
 from pathfm.errors import InputError, MppError, SlideUnreadableError, TileUnreadableError
 from pathfm.slide import open_slide
@@ -125,7 +125,7 @@ def test_the_overview_has_the_stated_scale(tmp_path: Path, mpp: float, overview_
 def test_an_overview_read_in_bands_is_the_same(wavy: dict[float, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with open_slide(wavy[0.37]) as slide:
         whole, _ = slide.read_overview(6.0)
-        monkeypatch.setattr(pathfm.slide, "_BAND_PX", 5000)
+        monkeypatch.setattr(pathfm.overview, "_BAND_PX", 5000)
         banded, _ = slide.read_overview(6.0)
     assert np.abs(whole.astype(int) - banded).max() <= 2
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from pyramids import write_pyramid
 
 from pathfm.errors import InputError
+from pathfm.outlines import tissue_from_geojson
+from pathfm.scanner import SCANNERS, Pen, Scanner
 from pathfm.slide import open_slide
+from pathfm.synthetic import GeneratedSlide, write_slide
 from pathfm.tissue import TissueMask, TissueSpec, find_tissue, tissue_of_image
 
 if TYPE_CHECKING:
@@ -167,6 +170,34 @@ def test_small_pieces_go_and_small_holes_are_filled() -> None:
     assert not mask[220, 230]
     assert not mask[100, 400]
     assert mask[300, 450]
+
+
+@pytest.mark.parametrize("scanner", SCANNERS, ids=lambda scanner: scanner.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"pen": Pen((24, 84, 176))},
+        {"pen": Pen((30, 122, 78))},
+        {"pen": Pen((34, 32, 38))},
+        {"hole": True, "side_um": 1000},  # so that it is larger than holes that are filled
+        {"thickness": 0.5},
+        {"thickness": 0.35},
+    ],
+    ids=["clean", "blue pen", "green pen", "black pen", "torn hole", "half as thick", "a third as thick"],
+)
+def test_the_tissue_of_a_generated_slide_is_found_where_it_was_drawn(
+    case: dict[str, Any], scanner: Scanner, tmp_path: Path
+) -> None:
+    drawn = GeneratedSlide("drawn", scanner, 1.0, seed=0, **{"side_um": 640, **case})
+    with open_slide(write_slide(drawn, tmp_path)) as slide:
+        truth = tissue_from_geojson(tmp_path / "truth" / "drawn.geojson", slide, TissueSpec()).mask
+        mask = find_tissue(slide).mask
+    assert overlap(mask, truth) >= 0.9
+    borders, _ = cv2.findContours(truth.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hole = (cv2.drawContours(np.zeros(truth.shape, np.uint8), borders, -1, 1, cv2.FILLED) > 0) & ~truth
+    assert hole.any() == bool(drawn.hole)
+    assert (mask & hole).sum() <= 0.5 * hole.sum()
 
 
 def test_the_mask_of_a_slide_is_the_same_at_every_scan_resolution(tmp_path: Path) -> None:

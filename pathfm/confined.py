@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import pickle
 import resource
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pathfm.progress import logger
+from pathfm.sharedmemory import Place, mapped
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_SIGN_EVERY_S = 0.1
+_MOST_MAPPED = 8
 
 
 @dataclass(frozen=True)
@@ -31,21 +40,58 @@ class Outcome(Generic[T]):
     records: list[logging.LogRecord]
 
 
-def answer_calls(descriptor: int, memory_bytes: int) -> None:
-    """What such a process does, until the program that started it is gone."""
+def answer_calls(descriptor: int, pixels_descriptor: int, memory_bytes: int) -> None:
+    """What such a process does, until the program that started it is gone.
+
+    Args:
+        descriptor: of its pipe.
+        pixels_descriptor: of the memory that it shares with that program.
+        memory_bytes: how much it may map.
+    """
     _confine(memory_bytes)
-    parent = Connection(descriptor)
+    _self.parent = parent = Connection(descriptor)
+    _self.pixels_descriptor = pixels_descriptor
     with suppress(EOFError, OSError):
         while True:
             parent.send_bytes(_answer(parent, parent.recv_bytes()))
 
 
+def sign_of_life() -> None:
+    """Says that a call of many parts goes on: its deadline counts from here again. Does nothing outside of such a process."""
+    now_s = time.monotonic()
+    if _self.parent is not None and now_s - _self.signed_s >= _SIGN_EVERY_S:
+        _self.parent.send_bytes(b"")
+        _self.signed_s = now_s
+
+
+@functools.lru_cache(maxsize=_MOST_MAPPED)
+def shared_bytes(place: Place) -> NDArray[np.uint8]:
+    """A block of the memory that is shared with the program, uint8 (n_bytes,); to be written to during a call alone."""
+    return mapped(_self.pixels_descriptor, place)
+
+
+@dataclass
+class _Self:
+    """What this process is, where it is one that answers calls."""
+
+    parent: Connection | None = None
+    pixels_descriptor: int = -1
+    signed_s: float = 0.0
+
+
+_self = _Self()
+
+
+def die_with_the_program() -> None:
+    """Has the system kill this process when the thread that started it is gone; Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _confine(memory_bytes: int) -> None:
     """Runs first in each process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core holds the pixels of a patient
-    if sys.platform == "linux":
-        # One that hangs does not see that its parent was killed.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_the_program()  # one that hangs does not see that it was killed
     if sys.platform != "darwin":  # which maps far more than it uses, and refuses the limit
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         allowed = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)

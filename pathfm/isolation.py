@@ -16,25 +16,28 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import deque
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pathfm.confined import Outcome, answer_calls
 from pathfm.errors import InputError, SlideError
 from pathfm.progress import logger
+from pathfm.sharedmemory import SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from pathfm.sharedmemory import Block
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MOST_WORKERS = 8
+_MOST_WORKERS = 16
 _WHOLE_SLIDE_DEADLINES = 20
 _LEAST_GIB = 1.0  # what the libraries themselves map
 _MOST_GIB, _MOST_S = 1e6, 1e6  # what the system can be told
@@ -45,8 +48,8 @@ _OUT_OF_MEMORY = "failed to allocate"  # the last words of GLib, and so of OpenS
 # One reader a core. The many threads of a large machine would also have each their share of the address space.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _PROGRAM = (
-    f"import sys; sys.path[:] = sys.argv[3:]; from {answer_calls.__module__} import {answer_calls.__name__} as answer;"
-    " answer(int(sys.argv[1]), int(sys.argv[2]))"
+    f"import sys; sys.path[:] = sys.argv[4:]; from {answer_calls.__module__} import {answer_calls.__name__} as answer;"
+    " answer(*map(int, sys.argv[1:4]))"
 )
 
 
@@ -80,8 +83,8 @@ class Limits:
 class Call(Generic[T]):
     """A call that waits for a process, is under way, or is done."""
 
-    def __init__(self, path: Path, limits: Limits, message: bytes) -> None:
-        self.path, self.limits, self.message = path, limits, message
+    def __init__(self, path: Path, limits: Limits, message: bytes, process: int | None) -> None:
+        self.path, self.limits, self.message, self.process = path, limits, message, process
         self.outcome: Future[Outcome[T]] = Future()
 
     def result(self) -> T:
@@ -111,16 +114,42 @@ def isolated(
 
     Args:
         path: the file that it reads, for errors.
-        limits: of its process; the deadline is that of this call, counted from when a process has taken it up.
+        limits: of its process; the deadline is that of this call, counted from when a process has taken it up, or from
+            the call's last `sign_of_life`.
         workers: how many processes there are at most.
         function: a function of a module that can be imported; it, its arguments and what it returns are pickled.
         args: for it.
         kwargs: for it.
     """
+    return isolated_on(None, path, limits, workers, function, *args, **kwargs)
+
+
+def isolated_on(
+    process: int | None,
+    path: Path,
+    limits: Limits,
+    workers: int,
+    function: Callable[P, T],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Call[T]:
+    """Begins a call like `isolated`, in the process of that number (modulo `workers`) unless another has nothing to do.
+
+    For calls that profit from what the process still holds of a call before.
+    """
     message = pickle.dumps((Path.cwd(), logger.getEffectiveLevel(), function, args, kwargs))
-    call: Call[T] = Call(path, limits, message)
-    _team(os.getpid(), workers, limits.memory_gib).put(call)
+    call: Call[T] = Call(path, limits, message, None if process is None else process % workers)
+    _team(os.getpid(), workers, limits.memory_gib).waiting.put(call)
     return call
+
+
+def lent_block(limits: Limits, workers: int, n_bytes: int) -> Block:
+    """Memory that calls under the same limits and number of workers can write to, by `shared_bytes(block.place)`.
+
+    Whoever makes such a call says so by `block.written_by(call.outcome)`.
+    """
+    return _team(os.getpid(), workers, limits.memory_gib).memory.lend(n_bytes)
 
 
 @contextmanager
@@ -134,7 +163,7 @@ def cancelled_after(calls: Iterable[Call[Any]]) -> Iterator[None]:
 
 
 def usual_workers() -> int:
-    """How many processes are started where nobody says: one a core that this process may use, up to 8."""
+    """How many processes are started where nobody says: one a core that this process may use, up to 16."""
     return min(usable_cores(), _MOST_WORKERS)
 
 
@@ -143,40 +172,78 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class _Team:
+    """Processes that answer calls.
+
+    Attributes:
+        waiting: where they take calls from.
+        memory: what they share with this program.
+        limit_bytes: how much each may map.
+    """
+
+    waiting: _Waiting
+    memory: SharedMemory
+    limit_bytes: int
+
+
 @functools.cache
-def _team(_pid: int, workers: int, memory_gib: float) -> SimpleQueue[Call[Any]]:
-    """Where the processes of this program take calls from; others only for another number, another limit, or after a fork."""
-    waiting: SimpleQueue[Call[Any]] = SimpleQueue()
-    memory_bytes = int(min(memory_gib, _MOST_GIB) * 2**30)
-    for _ in range(workers):
-        threading.Thread(target=_look_after_one, args=(waiting, memory_bytes), daemon=True).start()
-    return waiting
+def _team(_pid: int, workers: int, memory_gib: float) -> _Team:
+    """The processes of this program; others only for another number, another limit, or after a fork."""
+    team = _Team(_Waiting(), SharedMemory(), int(min(memory_gib, _MOST_GIB) * 2**30))
+    for number in range(workers):
+        threading.Thread(target=_look_after_one, args=(team, number), daemon=True).start()
+    return team
 
 
-def _look_after_one(waiting: SimpleQueue[Call[Any]], memory_bytes: int) -> None:
+class _Waiting:
+    """Calls that no process has taken up yet, oldest first."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Call[Any]] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, call: Call[Any]) -> None:
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify()
+
+    def take(self, number: int) -> Call[Any]:
+        """The oldest call for this process or for any; else the oldest, for it is better done here than late."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls)
+            call = next((call for call in self._calls if call.process in (number, None)), self._calls[0])
+            self._calls.remove(call)
+            return call
+
+
+def _look_after_one(team: _Team, number: int) -> None:
     """Has one process after the other answer calls; they are started when they are needed."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C reaches the group, we answer it
     process: _Process | None = None
     while True:
-        call = waiting.get()
+        call = team.waiting.take(number)
         if not call.outcome.set_running_or_notify_cancel():
             continue
         try:
-            process = _taking_up(call.message, process, memory_bytes)
-            call.outcome.set_result(process.outcome(call.path, call.limits))
+            process = _taking_up(call.message, process, team)
+            outcome = process.outcome(call.path, call.limits)
         except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
-            call.outcome.set_exception(error)
             if process is not None:
-                process.end()
+                process.end()  # before the call counts as over: it may still write to shared memory
             process = None
+            call.outcome.set_exception(error)
+        else:
+            call.outcome.set_result(outcome)
+        del call  # and what its outcome holds, while this waits for the next
 
 
-def _taking_up(message: bytes, process: _Process | None, memory_bytes: int) -> _Process:
+def _taking_up(message: bytes, process: _Process | None, team: _Team) -> _Process:
     """The process that has taken a call up: another, where this one has died since the last call."""
     said = ""
     for _ in range(_STARTS):
         try:
-            process = process or _Process(memory_bytes)
+            process = process or _Process(team)
             process.take_up(message)
         except (EOFError, OSError) as error:
             said = process.ending() if process else str(error)
@@ -192,17 +259,18 @@ def _taking_up(message: bytes, process: _Process | None, memory_bytes: int) -> _
 class _Process:
     """A process that answers one call after the other."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, team: _Team) -> None:
         with ExitStack() as opened:
             self._pipe, theirs = map(opened.enter_context, Pipe())
             self._stderr = opened.enter_context(tempfile.TemporaryFile("a+b"))
-            words = [_PROGRAM, str(theirs.fileno()), str(memory_bytes), *map(str, sys.path)]
+            passed = [theirs.fileno(), team.memory.descriptor]
+            words = [_PROGRAM, *map(str, [*passed, team.limit_bytes, *sys.path])]
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,
                 stderr=self._stderr,
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
                 env=os.environ | _ENVIRONMENT,
             )
             theirs.close()
@@ -230,10 +298,13 @@ class _Process:
             SlideError: it took too long, died, or asked for too much; it cannot be used further.
         """
         try:
-            if not self._pipe.poll(min(limits.deadline_s, _MOST_S)):
-                problem = f"was not read within {limits.deadline_s:g} s; copy it to a faster disk, or pass a larger --limits.deadline_s"
-                raise SlideError(path, "timeout", f"{path} {problem}")
-            outcome: Outcome[Any] = self._pipe.recv()
+            message = b""
+            while not message:  # which is a sign of life
+                if not self._pipe.poll(min(limits.deadline_s, _MOST_S)):
+                    problem = f"was not read within {limits.deadline_s:g} s; copy it to a faster disk, or pass a larger --limits.deadline_s"
+                    raise SlideError(path, "timeout", f"{path} {problem}")
+                message = self._pipe.recv_bytes()
+            outcome: Outcome[Any] = pickle.loads(message)  # noqa: S301 - of our own process
         except (EOFError, OSError) as error:
             ending = self.ending()
             if _OUT_OF_MEMORY in ending:

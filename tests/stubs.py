@@ -28,7 +28,7 @@ from pathfm.sources import SlideSource, find_slides
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pathfm.slide import Slide
+    from pathfm.slide import Reader, Slide
 
 MIDDLE = (256, 256)
 TESTS = Path(__file__).parent
@@ -144,18 +144,18 @@ class Stub(SlideSource):
     deed: str = "hangs"
     at_px0: tuple[int, int] | None = MIDDLE
 
-    def open(self) -> Slide:
+    def open(self, reader: Reader = "auto") -> Slide:
         if self.at_px0 is None:
             do(self.deed)
-        slide = super().open()
+        slide = super().open(reader)
         if self.at_px0 is not None:
             slide.read_tile = functools.partial(self._read_tile, slide.read_tile)  # type: ignore[method-assign]
         return slide
 
-    def _read_tile(self, read_tile: Callable[..., Any], x_px0: int, y_px0: int, size_px: int, mpp: float) -> Any:
+    def _read_tile(self, read_tile: Callable[..., Any], x_px0: int, y_px0: int, *rest: Any, **more: Any) -> Any:
         if (x_px0, y_px0) == self.at_px0:
             do(self.deed)
-        return read_tile(x_px0, y_px0, size_px, mpp)
+        return read_tile(x_px0, y_px0, *rest, **more)
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,11 @@ class Watched(SlideSource):
     notes: Path = Path()
     tile_s: float = 0.0
 
-    def open(self) -> Slide:
+    def open(self, reader: Reader = "auto") -> Slide:
         self._note("o")
-        slide = super().open()
+        slide = super().open(reader)
         read_tile = slide.read_tile
-        slide.read_tile = lambda *place: self._note("t") or read_tile(*place)  # type: ignore[method-assign,func-returns-value]
+        slide.read_tile = lambda *a, **k: self._note("t") or read_tile(*a, **k)  # type: ignore[method-assign,func-returns-value]
         return slide
 
     def _note(self, what: str) -> None:

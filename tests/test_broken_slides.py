@@ -34,8 +34,9 @@ from pathfm.embeddings import read_embeddings
 from pathfm.errors import EmbeddingsDamagedError, SlideError
 from pathfm.extract import extract_slides, plan_extraction
 from pathfm.isolation import Limits
-from pathfm.reading import Reading, read_tiles, survey
+from pathfm.reading import Reading, survey
 from pathfm.sources import SlideSource, find_slides
+from pathfm.tilereads import TileReads
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
 from pathfm.verify import verify
@@ -205,7 +206,7 @@ def _end_of(source: SlideSource) -> str:
     limits = Limits(20.0, 2.0)
     how = Reading(TileSpec(64, 0.5, 64), TissueSpec(), None, "sha256", 0.005, 2, limits)
     try:
-        failed = [batch.failed.any() for batch in read_tiles(source, survey(source, how).tiles, 8, 2, limits)]
+        failed = [batch.failed.any() for batch in TileReads(source, survey(source, how).tiles, 8, 2, limits)]
     except SlideError as error:
         return error.reason
     return "some tiles failed" if any(failed) else "read"

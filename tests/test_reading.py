@@ -18,10 +18,11 @@ from stubs import Stub, Watched
 
 from pathfm.errors import SlideError
 from pathfm.isolation import Limits
-from pathfm.reading import Reading, has_changed, identify, read_tiles, survey
+from pathfm.reading import Reading, has_changed, identify, survey
 from pathfm.slide import open_slide
 from pathfm.slidefiles import slide_digest
 from pathfm.sources import SlideSource
+from pathfm.tilereads import TileReads
 from pathfm.tiles import Tiles, TileSpec
 from pathfm.tissue import TissueSpec
 
@@ -60,7 +61,7 @@ def test_batches_hold_the_tiles_in_order_and_name_those_that_failed(
     spoilt: SlideSource, workers: int, batch_size: int
 ) -> None:
     tiles = grid()
-    batches = list(read_tiles(spoilt, tiles, batch_size, workers, LIMITS))
+    batches = list(TileReads(spoilt, tiles, batch_size, workers, LIMITS))
     assert [b.start for b in batches] == list(range(0, 64, batch_size))
     assert [b.stop for b in batches] == [min(start + batch_size, 64) for start in range(0, 64, batch_size)]
     assert all(len(b.failed) == b.stop - b.start == len(b.pixels) + b.failed.sum() for b in batches)
@@ -74,51 +75,84 @@ def test_batches_hold_the_tiles_in_order_and_name_those_that_failed(
 
 
 def test_a_start_in_the_middle_gives_the_batches_from_there_on(spoilt: SlideSource) -> None:
-    every = list(read_tiles(spoilt, grid(), 10, 2, LIMITS))
-    late = list(read_tiles(spoilt, grid(), 10, 2, LIMITS, first_row=30))
+    every = list(TileReads(spoilt, grid(), 10, 2, LIMITS))
+    late = list(TileReads(spoilt, grid(), 10, 2, LIMITS, first_row=30))
     assert [b.start for b in late] == [30, 40, 50, 60]
     for one, other in zip(every[3:], late, strict=True):
         assert np.array_equal(one.pixels, other.pixels)
         assert np.array_equal(one.failed, other.failed)
-    assert list(read_tiles(spoilt, grid(), 10, 2, LIMITS, first_row=70)) == []
+    assert list(TileReads(spoilt, grid(), 10, 2, LIMITS, first_row=70)) == []
 
 
 def test_a_batch_of_nothing_but_failures_is_empty(spoilt: SlideSource) -> None:
-    (batch,) = read_tiles(spoilt, grid(coords=[[320, 0]]), 32, 2, LIMITS)
+    (batch,) = TileReads(spoilt, grid(coords=[[320, 0]]), 32, 2, LIMITS)
     assert batch.pixels.shape == (0, 64, 64, 3)
     assert batch.failed.tolist() == [True]
 
 
 def test_no_coords_give_no_batch(spoilt: SlideSource) -> None:
-    assert list(read_tiles(spoilt, grid(coords=[]), 32, 2, LIMITS)) == []
+    assert list(TileReads(spoilt, grid(coords=[]), 32, 2, LIMITS)) == []
 
 
 def test_reading_looks_ahead_only_so_far_and_opens_the_slide_once_a_process(whole: SlideSource, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     source = Watched(whole.slide_id, whole.path, notes=notes)
-    batches = read_tiles(source, grid(coords=[[0, 0]] * 10_000), 10, 2, LIMITS)
+    batches = TileReads(source, grid(coords=[[0, 0]] * 10_000), 10, 2, LIMITS)
     next(batches)
     next(batches)
     batches.close()
-    next(read_tiles(whole, grid(), 64, 2, LIMITS))  # those that had begun are done
+    next(TileReads(whole, grid(), 64, 2, LIMITS))  # those that had begun are done
     said = notes.read_text()
-    assert 20 <= said.count("t") <= 20 + 10 + 2 * 2
+    assert 20 <= said.count("t") <= 20 + 2 * 10
     assert 1 <= said.count("o") <= 2
 
 
 def test_tiles_that_are_not_wanted_any_more_are_not_read(whole: SlideSource, tmp_path: Path) -> None:
     source = Watched(whole.slide_id, whole.path, notes=tmp_path / "notes", tile_s=0.3)
-    batches = read_tiles(source, grid(), 4, 2, LIMITS)  # twelve are ahead
+    batches = TileReads(source, grid(), 4, 2, LIMITS)  # twelve are ahead
     next(batches)
     batches.close()
-    next(read_tiles(whole, grid(), 64, 2, LIMITS))
-    assert 4 <= source.notes.read_text().count("t") <= 4 + 2
+    next(TileReads(whole, grid(), 64, 2, LIMITS))
+    assert 4 <= source.notes.read_text().count("t") <= 4 + 2 * 2  # calls of two tiles, and two processes at one each
+
+
+def test_a_batch_keeps_its_pixels_as_long_as_it_is_held_and_its_memory_is_used_again_after_that(
+    whole: SlideSource,
+) -> None:
+    held = [(batch, batch.pixels.copy()) for batch in TileReads(whole, grid(), 5, 2, LIMITS)]
+    assert all(np.array_equal(batch.pixels, copy) for batch, copy in held)
+    places = {batch.pixels.__array_interface__["data"][0] for batch, _ in held}
+    assert len(places) == len(held) == 13
+    del held
+    again = [batch.pixels.__array_interface__["data"][0] for batch in TileReads(whole, grid(), 5, 2, LIMITS)]
+    assert set(again) <= places
+    assert len(set(again)) <= 4  # one with us, one just given back, two ahead
+
+
+def test_a_batch_knows_the_sums_of_its_colours(spoilt: SlideSource) -> None:
+    for batch in TileReads(spoilt, grid(), 10, 2, LIMITS):
+        assert batch.rgb_sums.tolist() == batch.pixels.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
+        assert batch.n_pixels == batch.pixels.size // 3
+
+
+def test_slides_that_are_read_side_by_side_are_each_opened_once_a_process(whole: SlideSource, tmp_path: Path) -> None:
+    one = Watched("one", whole.path, notes=tmp_path / "one")
+    two = Watched("two", whole.path, notes=tmp_path / "two")
+    for _ in zip(TileReads(one, grid(), 4, 2, LIMITS), TileReads(two, grid(), 4, 2, LIMITS), strict=True):
+        pass
+    assert all(source.notes.read_text().count("o") <= 2 for source in (one, two))
+
+
+def test_each_tile_has_the_deadline_to_itself(whole: SlideSource, tmp_path: Path) -> None:
+    slow = Watched("slow", whole.path, notes=tmp_path / "notes", tile_s=0.4)
+    (batch,) = TileReads(slow, grid(coords=[[0, 0]] * 8), 8, 1, replace(LIMITS, deadline_s=1.0))  # 3.2 s in one call
+    assert len(batch.pixels) == 8
 
 
 def test_a_slide_that_was_replaced_is_opened_again(whole: SlideSource) -> None:
-    first = next(read_tiles(whole, grid(), 64, 1, LIMITS))
+    first = next(TileReads(whole, grid(), 64, 1, LIMITS))
     write_pyramid(whole.path, 255 - waves(512, 512, 0.5), 0.5, (16,))
-    second = next(read_tiles(whole, grid(), 64, 1, LIMITS))
+    second = next(TileReads(whole, grid(), 64, 1, LIMITS))
     assert np.array_equal(second.pixels, 255 - first.pixels)
 
 
@@ -127,12 +161,12 @@ def test_a_tile_that_takes_its_reader_along_ends_the_slide_after_the_batches_bef
     whole: SlideSource, deed: str, reason: str
 ) -> None:
     stub = Stub(whole.slide_id, whole.path, deed=deed)
-    batches = read_tiles(stub, grid(), 6, 2, replace(LIMITS, deadline_s=1.0))  # the stub's tile is number 36
+    batches = TileReads(stub, grid(), 6, 2, replace(LIMITS, deadline_s=1.0))  # the stub's tile is number 36
     assert [next(batches).start for _ in range(6)] == [0, 6, 12, 18, 24, 30]
     with pytest.raises(SlideError) as caught:
         next(batches)
     assert caught.value.reason == reason
-    after = np.concatenate([batch.pixels for batch in read_tiles(whole, grid(), 6, 2, LIMITS)])
+    after = np.concatenate([batch.pixels for batch in TileReads(whole, grid(), 6, 2, LIMITS)])
     assert len(after) == 64
 
 
@@ -150,7 +184,7 @@ def test_a_slide_that_goes_while_it_is_read_has_not_just_bad_tiles(
 ) -> None:
     source = SlideSource("going", tmp_path / "going.tiff")
     source.path.write_bytes(spoilt.path.read_bytes())
-    batches = read_tiles(source, grid(coords=[[0, 0]] * 50 + [[320, 0]] * 50), 1, 1, LIMITS)
+    batches = TileReads(source, grid(coords=[[0, 0]] * 50 + [[320, 0]] * 50), 1, 1, LIMITS)
     next(batches)
     change(source.path)  # type: ignore[operator]
     with pytest.raises(SlideError) as caught:

@@ -64,7 +64,7 @@ def line(backbone: str, root: Path) -> str:
     spent_s: list[float] = []
     spec = TileSpec(size_px=TILE_PX, mpp=0.5)
     with ExitStack() as stack:
-        for owner, name in ((Journal, "begin"), (Journal, "append"), (Journal, "remove"), (embed, "write_embeddings")):
+        for owner, name in ((Journal, "begin"), (Journal, "append"), (Journal, "remove"), (embed, "write_rows")):
             stack.enter_context(patch.object(owner, name, clocked(getattr(owner, name), spent_s)))
         extract([root / "slide.tiff"], root / "warm", backbone=backbone, tiles=spec, device="cpu")
         spent_s.clear()

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import math
-import struct
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
-import openslide
-import PIL
-import torch
 
-from pathfm.backbones import LoadedBackbone, Precision, load_backbone
-from pathfm.embeddings import Embeddings, recipe_differences, recipe_sha256, write_embeddings
-from pathfm.errors import BackboneError, EmbeddingsBusyError, EmbeddingsDamagedError, SlideError
+from pathfm.backbones import Engine, LoadedBackbone, Precision, load_backbone
+from pathfm.embeddings import Embeddings, recipe_differences, write_rows
+from pathfm.errors import BackboneError, EmbeddingsBusyError, SlideError
 from pathfm.files import sweep_temporaries
 from pathfm.journal import claimed
 from pathfm.progress import logger, progress
-from pathfm.reading import read_tiles, survey
+from pathfm.reading import survey
+from pathfm.rows import append_rows, journal_head, journalled_rows, versions
 from pathfm.slidefiles import slide_state
 from pathfm.stale import state_of, taken_back, why_stale
+from pathfm.tilereads import TileReads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
+    from types import TracebackType
 
-    from numpy.typing import NDArray
-
+    from pathfm.backbones import Pending
     from pathfm.journal import Journal
-    from pathfm.reading import Reading, Survey, TileBatch
+    from pathfm.reading import Reading, Survey
+    from pathfm.rows import Rows
     from pathfm.sources import SlideSource
+    from pathfm.tilereads import TileBatch
 
 _LONG_BATCHES = 64  # a slide of so many batches shows its own progress
-_SUMS = struct.Struct("<4q")  # of red, green and blue over the pixels of a block, and how many these are
-_JOURNAL_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +44,8 @@ class ExtractWork:
     Attributes:
         backbone: the name it is loaded by.
         device: where it runs; "auto" is decided where the work is done.
-        precision: of its matrix products.
+        precision: of its matrix products, as resolved for the recipe.
+        engine: what runs it.
         reading: how slides are read.
         recipe: what the files will say; the backbone found by the worker has to be the one in it.
         batch_size: tiles in a forward pass.
@@ -59,6 +54,7 @@ class ExtractWork:
     backbone: str
     device: str
     precision: Precision
+    engine: Engine
     reading: Reading
     recipe: dict[str, Any]
     batch_size: int
@@ -73,13 +69,15 @@ class Extracted:
         n_tiles: tiles with an embedding.
         n_failed: tiles that could not be read.
         tissue_mm2: area of its tissue.
-        seconds: how long it took.
+        reader: what decoded its tiles.
+        seconds: how long it was embedded.
     """
 
     slide_id: str
     n_tiles: int
     n_failed: int
     tissue_mm2: float
+    reader: str
     seconds: float
 
     def __str__(self) -> str:
@@ -91,9 +89,8 @@ class Extracted:
             return f"{self.slide_id}: done, {why}; written with 0 tiles"
         failed = f" ({self.n_failed} unreadable)" if self.n_failed else ""
         rate = self.n_tiles / max(self.seconds, 1e-9)
-        return (
-            f"{self.slide_id}: done, {self.n_tiles} tiles{failed}, {self.tissue_mm2:.3g} mm2 tissue, {rate:.1f} tiles/s"
-        )
+        area = f"{self.tissue_mm2:.3g} mm2 tissue"
+        return f"{self.slide_id}: done, {self.n_tiles} tiles{failed}, {area}, read by {self.reader}, {rate:.1f} tiles/s"
 
 
 def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bool = True) -> Extracted | None:
@@ -118,14 +115,28 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bo
         BackboneError: the backbone here is not the one of the recipe, or gives embeddings that are not finite.
         DiskFullError: no space; what was embedded is kept.
     """
-    started_s = time.monotonic()
+    slide = begin_slide(source, work, out, wait=wait)
+    if slide is None:
+        return None
+    with slide:
+        slide.embed()
+        return slide.finish()
+
+
+def begin_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bool = True) -> SlideUnderway | None:
+    """The first of the three steps of `extract_slide`: claims the file, surveys the slide, begins to read its tiles.
+
+    Steps of several slides may run in threads side by side: while one slide is embedded, the next is begun and the one
+    before is finished. Arguments, None and errors are those of `extract_slide`.
+    """
     backbone = _backbone_of(work)
     looked_at, stale = state_of(out), why_stale(source, work.recipe, work.reading, out)
     part = out.with_suffix(".part")
     if stale is None:
         _tidy(out, part)
         return None
-    with claimed(part, wait=wait) as journal:
+    with ExitStack() as held:
+        journal = held.enter_context(claimed(part, wait=wait))
         if state_of(out) != looked_at:
             stale = why_stale(source, work.recipe, work.reading, out)
             if stale is None:
@@ -135,19 +146,155 @@ def extract_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bo
         if out.exists():
             logger.warning("%s: made again, for %s", source.slide_id, stale)
         sweep_temporaries(out)
-        seen = survey(source, work.reading)
-        _embed(source, seen, backbone, work, journal)
-        embeddings = _assembled(source, seen, backbone, work, journal)
-        _require_unchanged(source, seen)
-        write_embeddings(out, embeddings)
-        journal.remove()
-    return Extracted(
-        slide_id=source.slide_id,
-        n_tiles=len(embeddings.coords),
-        n_failed=len(embeddings.failed),
-        tissue_mm2=seen.tissue_mm2,
-        seconds=time.monotonic() - started_s,
-    )
+        return SlideUnderway(source, work, out, backbone, journal, held)
+
+
+class SlideUnderway:
+    """A slide that is claimed and being read; a context manager that lets go of both.
+
+    Attributes:
+        source: the slide.
+        tile_reads: its tiles, which are read ahead from the start.
+    """
+
+    def __init__(
+        self,
+        source: SlideSource,
+        work: ExtractWork,
+        out: Path,
+        backbone: LoadedBackbone,
+        journal: Journal,
+        held: ExitStack,
+    ) -> None:
+        """Surveys the slide and begins to read its tiles; takes over what is held where that goes well.
+
+        Raises:
+            SlideError: the slide cannot be used.
+            DiskFullError: no space for the journal.
+        """
+        self.source, self._work, self._out = source, work, out
+        self._backbone, self._journal = backbone, journal
+        how = work.reading
+        self._seen = survey(source, how)
+        tiles = self._seen.tiles
+        head = journal_head(source.slide_id, self._seen, work.recipe, backbone, work.batch_size)
+        self._first_row = journal.begin(head) * work.batch_size
+        self._failed, self._rgb_sums, self._n_pixels = np.zeros(len(tiles), bool), np.zeros(3, np.int64), 0
+        for start, rows in enumerate(self._journalled()) if self._first_row else ():
+            self._count(start * work.batch_size, rows)
+        self._unsettled: tuple[TileBatch, Pending] | None = None
+        self.tile_reads = TileReads(
+            source, tiles, work.batch_size, how.workers, how.limits, self._first_row, how.reader
+        )
+        held.callback(self.tile_reads.close)
+        self._held = held.pop_all()
+        self._started_s = time.monotonic()
+
+    def __enter__(self) -> SlideUnderway:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops reading and lets others have the slide; what was embedded is kept."""
+        self._held.close()
+
+    def embed(self) -> None:
+        """Appends the batches that the journal lacks, one block each; the last may be on its way still.
+
+        Raises:
+            SlideError: the slide cannot be read to its end.
+            BackboneError: embeddings that are not finite.
+            DiskFullError: no space; what was embedded is kept.
+        """
+        self._started_s, n_tiles = time.monotonic(), len(self._failed)
+        if self._first_row:
+            name, done = self.source.slide_id, min(self._first_row, n_tiles)
+            logger.info("%s: goes on after tile %d of %d", name, done, n_tiles)
+        batches: Iterator[TileBatch] = self.tile_reads
+        count = math.ceil((n_tiles - self._first_row) / self._work.batch_size)
+        if count >= _LONG_BATCHES:
+            batches = progress(batches, self.source.slide_id, unit="step", total=count)
+        for batch in batches:
+            self._count(batch.start, batch)
+            pending = self._backbone.submit(batch.pixels)
+            self._settle()
+            self._unsettled = batch, pending
+            if pending.done():
+                self._settle()
+        self._require_few_failed()
+
+    def finish(self) -> Extracted:
+        """Writes the file from the journal, and takes that away.
+
+        Raises:
+            SlideError: the slide was changed meanwhile.
+            BackboneError: embeddings that are not finite.
+            DiskFullError: no space; what was embedded is kept.
+        """
+        self._settle()
+        facts, n_tiles = self._facts(), len(self._failed) - int(self._failed.sum())
+        _require_unchanged(self.source, self._seen)
+        write_rows(self._out, facts, n_tiles, lambda: (rows.features for rows in self._journalled()))
+        self._journal.remove()
+        return Extracted(
+            slide_id=self.source.slide_id,
+            n_tiles=n_tiles,
+            n_failed=len(facts.failed),
+            tissue_mm2=self._seen.tissue_mm2,
+            reader=self._seen.reader,
+            seconds=time.monotonic() - self._started_s,
+        )
+
+    def _settle(self) -> None:
+        """Journals the batch whose embeddings were waited for."""
+        if self._unsettled is not None:
+            batch, pending = self._unsettled
+            self._unsettled = None
+            append_rows(self._journal, batch, pending.result())
+
+    def _journalled(self) -> Iterator[Rows]:
+        n_tiles, dim = len(self._seen.tiles), self._backbone.row.dim or 0
+        return journalled_rows(self._journal, n_tiles, self._work.batch_size, dim)
+
+    def _count(self, start: int, rows: Rows | TileBatch) -> None:
+        self._failed[start : start + len(rows.failed)] = rows.failed
+        self._rgb_sums += rows.rgb_sums
+        self._n_pixels += rows.n_pixels
+        self._require_few_failed()
+
+    def _require_few_failed(self) -> None:
+        """As soon as it is known, so that no hours go into a slide that will be refused."""
+        n_failed, n_tiles, most = int(self._failed.sum()), len(self._failed), self._work.reading.max_failed_share
+        if n_failed > most * n_tiles:
+            message = (
+                f"{self.source.path}: at least {n_failed} of {n_tiles} tiles cannot be read, more than {most:.1%};"
+                " copy the slide again, or leave it out of --slides"
+            )
+            raise SlideError(self.source.path, "corrupt tile", message)
+
+    def _facts(self) -> Embeddings:
+        """What the file will say beside the features."""
+        seen, coords = self._seen, self._seen.tiles.coords
+        mean_rgb = self._rgb_sums / self._n_pixels if self._n_pixels else np.full(3, np.nan)
+        return Embeddings(
+            slide_id=self.source.slide_id,
+            slide_digest=seen.digest,
+            slide_size_px0=seen.size_px0,
+            mpp=seen.mpp,
+            mpp_source=seen.mpp_source,
+            tile_extent_px0=seen.tiles.extent_px0,
+            tissue_sha256=seen.tissue_sha256,
+            recipe=self._work.recipe,
+            versions=versions(seen, self._backbone, self._work.batch_size),
+            features=np.empty((0, self._backbone.row.dim or 0), np.float16),
+            coords=coords[~self._failed],
+            failed=coords[self._failed],
+            mean_rgb=mean_rgb.astype(np.float32),
+        )
 
 
 def _tidy(out: Path, part: Path) -> None:
@@ -158,118 +305,30 @@ def _tidy(out: Path, part: Path) -> None:
             journal.remove()
 
 
-def loaded_backbone(name: str, device: str, precision: Precision) -> LoadedBackbone:
+def loaded_backbone(name: str, device: str, precision: Precision | None, engine: Engine) -> LoadedBackbone:
     """Loads a backbone afresh and keeps it as the one of this process, so that changed weights are seen by a new run."""
-    _load.cache_clear()
-    return _load(name, device, precision)
+    backbone = load_backbone(name, device, precision, engine)
+    _loaded.clear()
+    _loaded[name, device, backbone.precision, engine] = backbone
+    return backbone
 
 
-@functools.lru_cache(maxsize=1)
-def _load(name: str, device: str, precision: Precision) -> LoadedBackbone:
-    """The backbone of this process, loaded once."""
-    return load_backbone(name, device, precision)
+def forget_backbone() -> None:
+    """Lets go of the backbone of this process, and of its memory on a device."""
+    _loaded.clear()
+
+
+_loaded: dict[tuple[str, str, Precision, Engine], LoadedBackbone] = {}
 
 
 def _backbone_of(work: ExtractWork) -> LoadedBackbone:
-    backbone = _load(work.backbone, work.device, work.precision)
+    key = (work.backbone, work.device, work.precision, work.engine)
+    backbone = _loaded.get(key) or loaded_backbone(*key)
     differences = recipe_differences(backbone.identity, work.recipe["backbone"], "backbone.")
     if differences:
         message = f"the backbone here is not that of the recipe: {'; '.join(differences[:3])}; install the same weights"
         raise BackboneError(message)
     return backbone
-
-
-def _embed(source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: ExtractWork, journal: Journal) -> None:
-    """Appends the batches that the journal lacks, one block each."""
-    n_tiles = len(seen.tiles)
-    there = journal.begin(_head(source, seen, backbone, work))
-    if there:
-        logger.info("%s: goes on after tile %d of %d", source.slide_id, min(there * work.batch_size, n_tiles), n_tiles)
-    before = _unpacked(journal.path, journal.blocks(), n_tiles, work.batch_size, backbone.row.dim or 0)
-    n_failed = sum(int(failed.sum()) for failed, _, _ in before)
-    how = work.reading
-    batches: Iterator[TileBatch] = read_tiles(
-        source, seen.tiles, work.batch_size, how.workers, how.limits, there * work.batch_size
-    )
-    count = math.ceil(n_tiles / work.batch_size) - there
-    if count >= _LONG_BATCHES:
-        batches = progress(batches, source.slide_id, unit="step", total=count)
-    for batch in batches:
-        n_failed += int(batch.failed.sum())
-        _require_few_failed(source, n_failed, n_tiles, how.max_failed_share)
-        journal.append(_packed(batch, backbone.embed(batch.pixels)))
-    _require_few_failed(source, n_failed, n_tiles, how.max_failed_share)
-
-
-def _head(source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: ExtractWork) -> dict[str, Any]:
-    """Everything that decides the rows: rows of two libraries or two machines' devices never share a file."""
-    return {
-        "format": _JOURNAL_FORMAT,
-        "recipe_sha256": recipe_sha256(work.recipe),
-        "slide_id": source.slide_id,
-        "slide_digest": seen.digest,
-        "mpp": seen.mpp,
-        "mpp_source": seen.mpp_source,
-        "tissue_sha256": seen.tissue_sha256,
-        "coords_sha256": hashlib.sha256(seen.tiles.coords.tobytes()).hexdigest(),
-        "dim": backbone.row.dim or 0,
-        "versions": _versions(work, backbone),
-    }
-
-
-def _packed(batch: TileBatch, features: NDArray[np.float16]) -> bytes:
-    """A block: which tiles failed (a byte each), the sums of the colours, the features of the others."""
-    sums = _SUMS.pack(*_sum_rgb(batch.pixels).tolist(), batch.pixels[..., 0].size)
-    return batch.failed.astype("u1").tobytes() + sums + features.astype("<f2").tobytes()
-
-
-def _unpacked(
-    part: Path, blocks: Iterable[bytes], n_tiles: int, batch_size: int, dim: int
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float16]]]:
-    """(failed bool (k,), sums of red, green, blue and pixels int64 (4,), features float16 (k', dim)) of each block."""
-    for start, block in zip(range(0, n_tiles, batch_size), blocks, strict=False):
-        count = min(batch_size, n_tiles - start)
-        failed = np.frombuffer(block[:count], "u1").astype(bool)
-        if len(block) != count + _SUMS.size + 2 * dim * (count - int(failed.sum())):
-            message = f"{part} is no journal that pathfm wrote; delete it and run pathfm extract again"
-            raise EmbeddingsDamagedError(part, message)
-        sums = np.array(_SUMS.unpack_from(block, count), np.int64)
-        yield failed, sums, np.frombuffer(block, "<f2", offset=count + _SUMS.size).reshape(-1, dim)
-
-
-def _assembled(
-    source: SlideSource, seen: Survey, backbone: LoadedBackbone, work: ExtractWork, journal: Journal
-) -> Embeddings:
-    """What the journal holds, as the file will say it."""
-    coords, dim = seen.tiles.coords, backbone.row.dim or 0
-    features = np.empty((len(coords), dim), dtype=np.float16)
-    failed = np.empty(len(coords), dtype=bool)
-    sums, at, row = np.zeros(4, dtype=np.int64), 0, 0
-    for lost, colours, some in _unpacked(journal.path, journal.blocks(), len(coords), work.batch_size, dim):
-        failed[at : at + len(lost)], features[row : row + len(some)] = lost, some
-        at, row, sums = at + len(lost), row + len(some), sums + colours
-    mean_rgb = sums[:3] / sums[3] if sums[3] else np.full(3, np.nan)
-    return Embeddings(
-        slide_id=source.slide_id,
-        slide_digest=seen.digest,
-        slide_size_px0=seen.size_px0,
-        mpp=seen.mpp,
-        mpp_source=seen.mpp_source,
-        tile_extent_px0=seen.tiles.extent_px0,
-        tissue_sha256=seen.tissue_sha256,
-        recipe=work.recipe,
-        versions=_versions(work, backbone),
-        features=features[:row],
-        coords=coords[~failed],
-        failed=coords[failed],
-        mean_rgb=mean_rgb.astype(np.float32),
-    )
-
-
-def _sum_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Sum of the pixels of a batch, exact; row by row of the tiles first, in 32 bits, which is several times faster."""
-    columns: NDArray[np.uint32] = pixels.sum(axis=1, dtype=np.uint32)
-    return np.asarray(columns.reshape(-1, 3).sum(axis=0), dtype=np.int64)
 
 
 def _require_unchanged(source: SlideSource, seen: Survey) -> None:
@@ -281,27 +340,3 @@ def _require_unchanged(source: SlideSource, seen: Survey) -> None:
     if state != seen.state:
         message = f"{source.path} was changed while it was read; run the same command again when it is at rest"
         raise SlideError(source.path, "changed", message)
-
-
-def _require_few_failed(source: SlideSource, n_failed: int, n_tiles: int, max_failed_share: float) -> None:
-    """As soon as it is known, so that no hours go into a slide that will be refused."""
-    if n_failed > max_failed_share * n_tiles:
-        message = (
-            f"{source.path}: at least {n_failed} of {n_tiles} tiles cannot be read, more than {max_failed_share:.1%};"
-            " copy the slide again, or leave it out of --slides"
-        )
-        raise SlideError(source.path, "corrupt tile", message)
-
-
-def _versions(work: ExtractWork, backbone: LoadedBackbone) -> dict[str, str]:
-    """What the numbers were made with; recorded, but no part of the recipe."""
-    return {
-        "torch": str(torch.__version__),
-        "timm": version("timm"),
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "opencv": cv2.__version__,
-        "openslide": openslide.__library_version__,
-        "device": backbone.device.type,
-        "batch_size": str(work.batch_size),
-    }

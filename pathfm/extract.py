@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathfm.backbones import Precision, find_backbone, require_tiles
-from pathfm.embed import Extracted, ExtractWork, extract_slide, loaded_backbone
-from pathfm.embeddings import embeddings_folder_name, read_embeddings, recipe_differences
-from pathfm.errors import (
-    EmbeddingsBusyError,
-    EmbeddingsError,
-    EmbeddingsStaleError,
-    InputError,
-    SlideError,
-    SlidesFailedError,
-)
-from pathfm.failures import Failure, write_failures
-from pathfm.files import is_disk_full
+from pathfm.backbones import Engine, Precision, find_backbone, require_tiles
+from pathfm.devices import FAILURES, devices_of, extract_slides
+from pathfm.embed import ExtractWork, extract_slide, loaded_backbone
+from pathfm.embed_cohort import ExtractResult
+from pathfm.embeddings import embeddings_folder_name, recipe_differences
+from pathfm.errors import EmbeddingsStaleError, InputError, SlidesFailedError
 from pathfm.isolation import Limits, usual_workers
 from pathfm.privacy import private_run
-from pathfm.progress import log_to, logger, progress
+from pathfm.progress import log_to
 from pathfm.reading import Reading
 from pathfm.recipe import recipe_for, settings_of
+from pathfm.slide import Reader  # noqa: TC001 - the command line reads the annotation
 from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads the annotation
-from pathfm.sources import SlideSource, find_slides
-from pathfm.stale import set_aside_if_withdrawn
+from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
 
@@ -45,34 +38,6 @@ __all__ = [
     "plan_extraction",
 ]
 
-FAILURES = "failures.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractResult:
-    """What a run did.
-
-    Attributes:
-        folder: where the files of its recipe are.
-        done: ids of the slides that were embedded.
-        skipped: ids of those whose file was there and proven.
-        empty: those of them without a tile of tissue, as rows for failures.csv: a result, but nothing to learn from.
-        failed: those that could not be used, with their reasons.
-    """
-
-    folder: Path
-    done: tuple[str, ...]
-    skipped: tuple[str, ...]
-    empty: tuple[Failure, ...]
-    failed: tuple[Failure, ...]
-
-    def __str__(self) -> str:
-        """A line for the terminal."""
-        counts = [f"{len(self.done)} slides embedded", f"{len(self.skipped)} were already"]
-        counts += [f"{len(self.empty)} of them without tissue"] if self.empty else []
-        counts += [f"{len(self.failed)} failed"] if self.failed else []
-        return f"{', '.join(counts)}; the embeddings are in {self.folder}"
-
 
 def extract(
     slides: list[Path],
@@ -83,9 +48,11 @@ def extract(
     outlines: Path | None = None,
     mpp_override: float | None = None,
     device: str = "auto",
-    precision: Precision = "float32",
+    precision: Precision | None = None,
+    engine: Engine = "torch",
     batch_size: int = 32,
     workers: int | None = None,
+    reader: Reader = "auto",
     digest: DigestKind = "sha256",
     max_failed_share: float = 0.005,
     limits: Limits = Limits(),
@@ -104,10 +71,15 @@ def extract(
         tissue: how tissue is found.
         outlines: a folder of <slide_id>.geojson in place of found tissue; a slide without one has its tissue found.
         mpp_override: microns per pixel of level 0, in place of what the slides state.
-        device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps.
-        precision: of the backbone's matrix products; embeddings are stored as float16.
+        device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps; on several GPUs cuda:0,cuda:1 or cuda:all.
+        precision: of the backbone's matrix products; on a GPU what its makers say, else float32, where not given.
+            Embeddings are stored as float16.
+        engine: what runs the backbone: torch; compile (torch.compile); or openvino, for a CPU and with the extra of that
+            name. The last two are checked against torch when they are loaded.
         batch_size: tiles in a forward pass.
-        workers: processes that read tiles; as many as there are cores, up to 8, where not given.
+        workers: processes that read tiles; as many as there are cores, up to 16, where not given.
+        reader: what decodes slides: auto takes JPEG tiles from the file where that gives OpenSlide's pixels exactly, else
+            OpenSlide; openslide; or cucim, where that is installed and gives them too.
         digest: what a slide is known by, to notice that it changed: sha256 reads every byte; quick (its size and
             OpenSlide's quickhash) does not, and misses a change of the same size in the pixels of a large level.
         max_failed_share: a slide is refused where more of its tiles than this cannot be read.
@@ -131,8 +103,10 @@ def extract(
                 outlines,
                 device,
                 precision,
+                engine,
                 batch_size,
                 workers,
+                reader,
                 digest,
                 max_failed_share,
                 limits,
@@ -217,9 +191,11 @@ def plan_extraction(
     tissue: TissueSpec = TissueSpec(),
     outlines: Path | None = None,
     device: str = "auto",
-    precision: Precision = "float32",
+    precision: Precision | None = None,
+    engine: Engine = "torch",
     batch_size: int = 32,
     workers: int | None = None,
+    reader: Reader = "auto",
     digest: DigestKind = "sha256",
     max_failed_share: float = 0.005,
     limits: Limits = Limits(),
@@ -241,11 +217,12 @@ def plan_extraction(
     row = find_backbone(backbone)
     resolved = tiles.resolved(row.default_size_px, row.default_mpp)
     require_tiles(row, resolved.size_px or 0, resolved.mpp or 0, allow_mismatch=tiles.allow_mismatch)
-    identity = loaded_backbone(backbone, device, precision).identity
+    loaded = loaded_backbone(backbone, devices_of(device)[0], precision, engine)
     return ExtractWork(
         backbone=backbone,
         device=device,
-        precision=precision,
+        precision=loaded.precision,
+        engine=engine,
         reading=Reading(
             tiles=resolved,
             tissue=tissue,
@@ -254,93 +231,11 @@ def plan_extraction(
             max_failed_share=max_failed_share,
             workers=usual_workers() if workers is None else workers,
             limits=limits,
+            reader=reader,
         ),
-        recipe=recipe_for(identity, resolved, tissue, outlines=outlines is not None),
+        recipe=recipe_for(loaded.identity, resolved, tissue, outlines=outlines is not None),
         batch_size=batch_size,
     )
-
-
-def extract_slides(sources: Sequence[SlideSource], work: ExtractWork, out: Path) -> ExtractResult:
-    """Does the work on every slide, goes on past those that fail, and writes failures.csv; raises nothing for a slide.
-
-    A slide that another process is writing is left to it, and looked at again at the end.
-
-    Raises:
-        BackboneError: the backbone's embeddings are not finite.
-        DiskFullError: no space; what was finished is kept.
-    """
-    folder = out / embeddings_folder_name(work.recipe)
-    logger.info("extract: %d slides into %s", len(sources), folder)
-    run = _Run(work, out, folder)
-    left = [source for source in progress(sources, "extract") if not run.take(source, wait=False)]
-    for source in left:
-        logger.info("%s: another process is writing it; waiting", source.slide_id)
-        run.take(source, wait=True)
-    write_failures(out / FAILURES, run.failures)
-    return run.result()
-
-
-class _Run:
-    """What has become of the slides of a run so far."""
-
-    def __init__(self, work: ExtractWork, out: Path, folder: Path) -> None:
-        self._work, self._out, self._folder = work, out, folder
-        self._done: list[str] = []
-        self._skipped: list[str] = []
-        self._empty: list[Failure] = []
-        self._failed: list[Failure] = []
-
-    @property
-    def failures(self) -> list[Failure]:
-        """The rows of failures.csv."""
-        return [*self._failed, *self._empty]
-
-    def result(self) -> ExtractResult:
-        """What the run did."""
-        return ExtractResult(
-            folder=self._folder,
-            done=tuple(self._done),
-            skipped=tuple(self._skipped),
-            empty=tuple(self._empty),
-            failed=tuple(self._failed),
-        )
-
-    def take(self, source: SlideSource, *, wait: bool) -> bool:
-        """Does a slide; False where another process is at it."""
-        path = self._folder / f"{source.slide_id}.h5"
-        try:
-            made = extract_slide(source, self._work, path, wait=wait)
-        except EmbeddingsBusyError:
-            return False
-        except SlideError as error:
-            self._fail(source, error)
-            set_aside_if_withdrawn(source, self._work.reading, path, error)
-        except (EmbeddingsError, OSError) as error:  # of this slide's own files in the cache: the next may be well
-            if isinstance(error, OSError) and is_disk_full(error):
-                raise
-            message = (
-                f"{path} or its journal cannot be read or written ({error}); check what lies there, and its permissions"
-            )
-            self._fail(source, SlideError(source.path, "embeddings", message))
-        else:
-            self._note(source, path, made)
-        write_failures(self._out / FAILURES, self.failures)
-        return True
-
-    def _fail(self, source: SlideSource, error: SlideError) -> None:
-        logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
-        self._failed.append(Failure.of(source.slide_id, error))
-
-    def _note(self, source: SlideSource, path: Path, made: Extracted | None) -> None:
-        if made is None:
-            logger.info("%s: skipped, its file is whole and up to date", source.slide_id)
-        else:
-            logger.info("%s", made)
-        (self._skipped if made is None else self._done).append(source.slide_id)
-        found = read_embeddings(path, "shape")
-        if not len(found.coords) and not len(found.failed):
-            message = f"{source.path} has no tile with enough tissue; look at it with pathfm tile, or draw its tissue for --outlines"
-            self._empty.append(Failure.of(source.slide_id, SlideError(source.path, "no tissue", message)))
 
 
 def _require_at_least_one(name: str, value: int) -> None:

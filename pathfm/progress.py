@@ -21,6 +21,7 @@ T = TypeVar("T")
 logger = logging.getLogger("pathfm")
 
 _LINE_EVERY_S = 30.0
+_bars = {"shown": True}
 
 
 def progress(iterable: Iterable[T], what: str, unit: str = "slide", total: int | None = None) -> Iterator[T]:
@@ -33,7 +34,8 @@ def progress(iterable: Iterable[T], what: str, unit: str = "slide", total: int |
         total: number of items where `len` cannot tell.
     """
     end = total if total is not None else (len(iterable) if isinstance(iterable, Sized) else None)
-    with tqdm(iterable, desc=what, unit=unit, total=end, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+    hidden = not sys.stderr.isatty() or not _bars["shown"]
+    with tqdm(iterable, desc=what, unit=unit, total=end, disable=hidden, file=sys.stderr) as bar:
         started_s = said_s = time.monotonic()
         for done, item in enumerate(bar, start=1):
             yield item
@@ -41,6 +43,11 @@ def progress(iterable: Iterable[T], what: str, unit: str = "slide", total: int |
             if now_s - said_s >= _LINE_EVERY_S or (done == end and done > 1):
                 logger.info(_line(what, unit, done, end, now_s - started_s))
                 said_s = now_s
+
+
+def log_lines_only() -> None:
+    """No bars from this process from now on: one of several that would draw over each other."""
+    _bars["shown"] = False
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import numpy as np
 from pathfm.embed import loaded_backbone
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import SlideError
-from pathfm.reading import has_changed, read_tiles, survey
+from pathfm.reading import has_changed, survey
 from pathfm.slidefiles import digest_kind
+from pathfm.tilereads import TileReads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,7 +114,7 @@ def _embedded_again(
     path: Path, found: Embeddings, source: SlideSource, tiles: Tiles, work: ExtractWork, count: int
 ) -> Recheck:
     rows = _sample(found, count)
-    backbone = loaded_backbone(work.backbone, work.device, work.precision)
+    backbone = loaded_backbone(work.backbone, work.device, work.precision, work.engine)
     again, failed = _embed(source, replace(tiles, coords=found.coords[rows]), work, backbone)
     stored = np.asarray(found.features[rows], dtype=np.float64)
     distances = np.linalg.norm(again - stored, axis=1) / np.maximum(np.linalg.norm(stored, axis=1), 1e-6)
@@ -145,7 +146,8 @@ def _embed(
     """(embeddings float64 (n, dim), failed bool (n,)); a failed row means nothing."""
     again = np.zeros((len(tiles), backbone.row.dim or 0))
     failed = np.zeros(len(tiles), dtype=bool)
-    for batch in read_tiles(source, tiles, work.batch_size, work.reading.workers, work.reading.limits):
+    how = work.reading
+    for batch in TileReads(source, tiles, work.batch_size, how.workers, how.limits, reader=how.reader):
         failed[batch.start : batch.stop] = batch.failed
         again[batch.start : batch.stop][~batch.failed] = backbone.embed(batch.pixels)
     return again, failed

@@ -139,6 +139,11 @@ def scrubbing(scrubber: Scrubber) -> Iterator[None]:
         yield
 
 
+def scrubbers() -> tuple[Scrubber, ...]:
+    """Those that hold now; picklable, so that another process of the run can hold its tongue as well."""
+    return tuple(_active)
+
+
 def withheld(text: str) -> str:
     """The text as a run may say it: as it is, unless `scrubbing` holds."""
     for scrubber in _active:

@@ -19,6 +19,7 @@ from pathfm.progress import log_to
 from pathfm.report import report
 from pathfm.scoring import summary
 from pathfm.settings import TrainSettings
+from pathfm.slide import Reader  # noqa: TC001 - the command line reads the annotation
 from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads the annotation
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
@@ -27,7 +28,7 @@ from pathfm.tissue import TissueSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pathfm.backbones import Precision
+    from pathfm.backbones import Engine, Precision
     from pathfm.cohort import Cohort
 
 
@@ -61,9 +62,11 @@ def run(
     training: TrainSettings = TrainSettings(),
     top_tiles: int = 8,
     device: str = "auto",
-    precision: Precision = "float32",
+    precision: Precision | None = None,
+    engine: Engine = "torch",
     batch_size: int = 32,
     workers: int | None = None,
+    reader: Reader = "auto",
     digest: DigestKind = "sha256",
     max_failed_share: float = 0.005,
     limits: Limits = Limits(),
@@ -89,9 +92,11 @@ def run(
         training: how the head is trained.
         top_tiles: number of tiles in the gallery of a heatmap.
         device: where tiles are embedded: auto, cpu, cuda, cuda:1, mps.
-        precision: of the backbone's matrix products.
+        precision: of the backbone's matrix products, as of extract.
+        engine: what runs the backbone: torch, compile or openvino, as of extract.
         batch_size: tiles in a forward pass.
-        workers: processes that read tiles; one a core, up to 8, where not given.
+        workers: processes that read tiles; one a core, up to 16, where not given.
+        reader: what decodes slides: auto, openslide or cucim, as of extract.
         digest: what a slide is known by: sha256, or quick, as of extract.
         max_failed_share: a slide is refused where more of its tiles than this cannot be read.
         limits: what a process that reads may take.
@@ -117,8 +122,10 @@ def run(
                 outlines,
                 device,
                 precision,
+                engine,
                 batch_size,
                 workers,
+                reader,
                 digest,
                 max_failed_share,
                 limits,

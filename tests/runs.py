@@ -57,13 +57,13 @@ def files_below(folder: Path, pattern: str = "*") -> dict[str, bytes]:
 
 def extract_slowly(slides: Path, out: Path, pause_s: float = 0.0) -> int:
     """`pathfm extract`, a batch a tile, with a backbone that takes its time; the exit code."""
-    embed = LoadedBackbone.embed
+    submit = LoadedBackbone.submit
 
     def slow(backbone: LoadedBackbone, tiles: Any) -> Any:
         time.sleep(pause_s)
-        return embed(backbone, tiles)
+        return submit(backbone, tiles)
 
-    with patch.object(LoadedBackbone, "embed", slow):
+    with patch.object(LoadedBackbone, "submit", slow):
         return main(["extract", "--slides", str(slides), "--out", str(out), "--batch_size", "1", *OPTIONS])
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pyramids import spoil_tile, write_pyramid
 
 from pathfm.backbones import load_backbone
-from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings, write_embeddings
+from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings, write_rows
 from pathfm.errors import (
     BackboneError,
     DiskFullError,
@@ -355,14 +355,14 @@ def test_an_interrupted_run_keeps_what_was_finished_and_goes_on_from_there(
     whole = files_of(run(slides, tmp_path / "whole").folder)
     written: list[str] = []
 
-    def interrupted(path: Path, embeddings: Any) -> None:
+    def interrupted(path: Path, *rest: Any) -> None:
         if written:
             raise KeyboardInterrupt
         written.append(path.name)
-        write_embeddings(path, embeddings)
+        write_rows(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathfm.embed.write_embeddings", interrupted)
+        patch.setattr("pathfm.embed.write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(slides, tmp_path / "out")
     folder = next((tmp_path / "out").glob("colour-*"))

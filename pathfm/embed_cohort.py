@@ -1,0 +1,223 @@
+"""The slides of a cohort one after the other, so that the device never waits for a slide to begin or to end.
+
+While a slide is embedded, the next is begun (its file proven or claimed, its tissue found, its first tiles read) and the
+one before is finished (its last batch waited for, its file written).
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, TypeVar
+
+from pathfm.embed import begin_slide
+from pathfm.embeddings import read_embeddings
+from pathfm.errors import EmbeddingsBusyError, EmbeddingsError, SlideError
+from pathfm.failures import Failure, write_failures
+from pathfm.files import is_disk_full
+from pathfm.progress import logger, progress
+from pathfm.stale import set_aside_if_withdrawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from pathfm.embed import Extracted, ExtractWork, SlideUnderway
+    from pathfm.sources import SlideSource
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult:
+    """What a run did.
+
+    Attributes:
+        folder: where the files of its recipe are.
+        done: ids of the slides that were embedded.
+        skipped: ids of those whose file was there and proven.
+        empty: those of them without a tile of tissue, as rows for failures.csv: a result, but nothing to learn from.
+        failed: those that could not be used, with their reasons.
+    """
+
+    folder: Path
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    empty: tuple[Failure, ...]
+    failed: tuple[Failure, ...]
+
+    def __str__(self) -> str:
+        """A line for the terminal."""
+        counts = [f"{len(self.done)} slides embedded", f"{len(self.skipped)} were already"]
+        counts += [f"{len(self.empty)} of them without tissue"] if self.empty else []
+        counts += [f"{len(self.failed)} failed"] if self.failed else []
+        return f"{', '.join(counts)}; the embeddings are in {self.folder}"
+
+
+def embed_slides(
+    sources: Sequence[SlideSource], work: ExtractWork, folder: Path, failures: Path | None = None
+) -> ExtractResult:
+    """Embeds slides on one device and goes on past those that fail; raises nothing for a slide.
+
+    A slide that another process is writing is left to it, and looked at again at the end.
+
+    Args:
+        sources: the slides.
+        work: what is done to each.
+        folder: gets <slide_id>.h5 of each.
+        failures: a table that lists those that failed, as they come; None where somebody else writes it.
+
+    Raises:
+        BackboneError: the backbone's embeddings are not finite.
+        DiskFullError: no space; what was finished is kept.
+    """
+    run = _Run(sources, work, folder, failures)
+    left = run.take(sources, wait=False)
+    for source in left:
+        logger.info("%s: another process is writing it; waiting", source.slide_id)
+    run.take(left, wait=True)
+    run.write_failures()
+    return run.result()
+
+
+class _Run:
+    """What has become of the slides of a run so far."""
+
+    def __init__(self, sources: Sequence[SlideSource], work: ExtractWork, folder: Path, failures: Path | None) -> None:
+        self._work, self._folder, self._failures_csv = work, folder, failures
+        self._order = {source.slide_id: at for at, source in enumerate(sources)}
+        self._done: list[str] = []
+        self._skipped: list[str] = []
+        self._empty: list[Failure] = []
+        self._failed: list[Failure] = []
+        self._left: list[SlideSource] = []
+
+    def result(self) -> ExtractResult:
+        """What the run did, in the order of the slides."""
+        return ExtractResult(
+            folder=self._folder,
+            done=tuple(sorted(self._done, key=self._order.__getitem__)),
+            skipped=tuple(sorted(self._skipped, key=self._order.__getitem__)),
+            empty=self._sorted(self._empty),
+            failed=self._sorted(self._failed),
+        )
+
+    def write_failures(self) -> None:
+        """Writes the table of failures as it is now."""
+        if self._failures_csv is not None:
+            write_failures(self._failures_csv, [*self._sorted(self._failed), *self._sorted(self._empty)])
+
+    def take(self, sources: Sequence[SlideSource], *, wait: bool) -> list[SlideSource]:
+        """Does slides; gives those that another process is at, unless it waits for it."""
+        self._left = []
+        begun = [self._begin(source, wait=wait) for source in sources[:1]]
+        ending: list[tuple[SlideSource, Future[Extracted]]] = []
+        try:
+            for source, following in zip_longest(progress(sources, "extract"), sources[1:]):
+                beginning = begun.pop()
+                if following is not None:
+                    begun.append(self._begin(following, wait=wait))
+                ending += self._embedded(source, beginning)
+                self._note_ended(ending, but=1)
+            self._note_ended(ending)
+        finally:
+            for coming in begun:
+                coming.add_done_callback(_let_go)
+            wait_for([future for _, future in ending])
+        return self._left
+
+    def _begin(self, source: SlideSource, *, wait: bool) -> Future[SlideUnderway | None]:
+        path = self._folder / f"{source.slide_id}.h5"
+        return _beside(lambda: begin_slide(source, self._work, path, wait=wait))
+
+    def _embedded(
+        self, source: SlideSource, beginning: Future[SlideUnderway | None]
+    ) -> list[tuple[SlideSource, Future[Extracted]]]:
+        """Embeds a slide that is being begun; what is left to do of it, which goes on beside the next one."""
+        with self._noting(source), ExitStack() as held:
+            slide = beginning.result()
+            if slide is None:
+                self._note(source, None)
+                return []
+            held.enter_context(slide)
+            slide.embed()
+            held.pop_all()
+            return [(source, _beside(lambda: _finished(slide)))]
+        return []
+
+    def _note_ended(self, ending: list[tuple[SlideSource, Future[Extracted]]], but: int = 0) -> None:
+        """Waits for what was still going on, the last few excepted."""
+        while len(ending) > but:
+            source, future = ending[0]
+            with self._noting(source):
+                self._note(source, future.result())
+            del ending[0]
+
+    @contextmanager
+    def _noting(self, source: SlideSource) -> Iterator[None]:
+        """Takes down what becomes of a slide in a step, so that the next can go on."""
+        path = self._folder / f"{source.slide_id}.h5"
+        try:
+            yield
+        except EmbeddingsBusyError:
+            self._left.append(source)
+            return
+        except SlideError as error:
+            self._fail(source, error)
+            set_aside_if_withdrawn(source, self._work.reading, path, error)
+        except (EmbeddingsError, OSError) as error:  # of this slide's own files in the cache: the next may be well
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise
+            message = (
+                f"{path} or its journal cannot be read or written ({error}); check what lies there, and its permissions"
+            )
+            self._fail(source, SlideError(source.path, "embeddings", message))
+        self.write_failures()
+
+    def _fail(self, source: SlideSource, error: SlideError) -> None:
+        logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
+        self._failed.append(Failure.of(source.slide_id, error))
+
+    def _note(self, source: SlideSource, made: Extracted | None) -> None:
+        if made is None:
+            logger.info("%s: skipped, its file is whole and up to date", source.slide_id)
+        else:
+            logger.info("%s", made)
+        (self._skipped if made is None else self._done).append(source.slide_id)
+        found = read_embeddings(self._folder / f"{source.slide_id}.h5", "shape")
+        if not len(found.coords) and not len(found.failed):
+            message = f"{source.path} has no tile with enough tissue; look at it with pathfm tile, or draw its tissue for --outlines"
+            self._empty.append(Failure.of(source.slide_id, SlideError(source.path, "no tissue", message)))
+
+    def _sorted(self, failures: list[Failure]) -> tuple[Failure, ...]:
+        return tuple(sorted(failures, key=lambda failure: self._order[failure.slide_id]))
+
+
+def _finished(slide: SlideUnderway) -> Extracted:
+    with slide:
+        return slide.finish()
+
+
+def _let_go(beginning: Future[SlideUnderway | None]) -> None:
+    """Closes a slide that nobody is going to embed, for the run ends early."""
+    slide = None if beginning.exception() else beginning.result()
+    if slide is not None:
+        slide.close()
+
+
+def _beside(step: Callable[[], T]) -> Future[T]:
+    """Runs a step in a thread of its own, which an early end of the program does not wait for."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(step())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the step gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

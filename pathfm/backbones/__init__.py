@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathfm.backbones.engines import Engine
 from pathfm.backbones.find import backbones, find_backbone
-from pathfm.backbones.load import LoadedBackbone, Precision, load_backbone, resolve_device
+from pathfm.backbones.load import LoadedBackbone, load_backbone, resolve_device
 from pathfm.backbones.network import build_architecture
-from pathfm.backbones.table import BACKBONES, Backbone, register_backbone
+from pathfm.backbones.pending import Pending
+from pathfm.backbones.table import BACKBONES, Backbone, Precision, register_backbone
 from pathfm.backbones.transform import require_tiles
 
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "Engine",
     "LoadedBackbone",
+    "Pending",
     "Precision",
     "backbones",
     "build_architecture",

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import nn
 
+from pathfm.backbones.engines import Embedder, started
 from pathfm.backbones.find import find_backbone
-from pathfm.backbones.network import build_network, forward, with_model_facts
+from pathfm.backbones.memory import channels_last_pays, keep_activations_mapped
+from pathfm.backbones.network import build_network, with_model_facts
+from pathfm.backbones.pending import Pending, sent
 from pathfm.backbones.transform import to_input, transform_facts
 from pathfm.backbones.weights import state_sha256
-from pathfm.errors import BackboneError, InputError
+from pathfm.errors import InputError
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
+    import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
-    from pathfm.backbones.table import Backbone
+    from pathfm.backbones.engines import Engine, Forward
+    from pathfm.backbones.table import Backbone, Precision
 
-Precision = Literal["float32", "float16", "bfloat16"]
+_MOST_IN_FLIGHT = 2  # one computes, the next is copied
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class LoadedBackbone:
         device: where it runs.
         precision: of its matrix products; an embedding is float16 whatever it is.
         identity: what a recipe says of it, JSON types: name, source, weights_sha256, output, transform, licence, ...
+        engine: what runs it, with its version where that is not torch's: "torch", "compile", "openvino 2026.4.1". For
+            the record; the embeddings are the same, so it is no part of the identity.
+        run: the network as the engine runs it: float32 images (b, 3, h, w) to float (b, dim).
     """
 
     row: Backbone
@@ -43,8 +48,31 @@ class LoadedBackbone:
     device: torch.device
     precision: Precision
     identity: dict[str, Any]
+    engine: str
+    run: Forward = field(repr=False)
+    _in_flight: deque[Pending] = field(default_factory=deque, repr=False)
 
     @torch.inference_mode()
+    def submit(self, tiles: NDArray[np.uint8]) -> Pending:
+        """Begins to embed tiles; on a GPU it returns at once, unless two batches are under way already.
+
+        Args:
+            tiles: uint8 (b, size_px, size_px, 3), RGB, at the mpp that the backbone expects. The array may be
+                overwritten as soon as this returns.
+
+        Returns:
+            What will have the embeddings, row by row.
+        """
+        if not len(tiles):
+            return Pending(torch.empty(0, self.row.dim or 0), self.row, self.precision)
+        while len(self._in_flight) >= _MOST_IN_FLIGHT:
+            self._in_flight.popleft().wait()
+        embeddings = self.run(to_input(sent(tiles, self.device), self.row))
+        pending = Pending(embeddings, self.row, self.precision)
+        if not pending.done():
+            self._in_flight.append(pending)
+        return pending
+
     def embed(self, tiles: NDArray[np.uint8]) -> NDArray[np.float16]:
         """The embeddings of tiles, row by row.
 
@@ -57,60 +85,45 @@ class LoadedBackbone:
         Raises:
             BackboneError: an embedding is not finite, or has another length than `dim`.
         """
-        if not len(tiles):
-            return np.empty((0, self.row.dim or 0), dtype=np.float16)
-        images = to_input(torch.from_numpy(np.require(tiles, requirements=["C", "W"])).to(self.device), self.row)
-        if _is_convolutional(self.row, self.device):
-            images = images.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            embeddings = forward(self.model, images, self.row)
-        return self._checked(embeddings.half().cpu().numpy())
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
-
-    def _checked(self, embeddings: NDArray[np.float16]) -> NDArray[np.float16]:
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.row.dim:
-            message = (
-                f"backbone {self.row.name} gave embeddings of shape {embeddings.shape[1:]},"
-                f" its row says {self.row.dim}; correct the row"
-            )
-            raise BackboneError(message)
-        if not np.isfinite(embeddings).all():
-            message = (
-                f"backbone {self.row.name} gave embeddings that are not finite in float16, computed in {self.precision};"
-                " pass --precision float32, and check the weights if it stays"
-            )
-            raise BackboneError(message)
-        return embeddings
+        return self.submit(tiles).result()
 
 
-def load_backbone(name: str, device: str = "auto", precision: Precision = "float32") -> LoadedBackbone:
+def load_backbone(
+    name: str, device: str = "auto", precision: Precision | None = None, engine: Engine = "torch"
+) -> LoadedBackbone:
     """Loads a backbone with its weights.
+
+    On a CPU with Linux and glibc this has the whole process keep freed memory from then on, see
+    `keep_activations_mapped`.
 
     Args:
         name: a name of the table, "hf-hub:owner/name", "timm/name" (the same on the hub) or "local-dir:/folder".
         device: "auto" takes cuda, else mps, else cpu.
-        precision: of its matrix products.
+        precision: of its matrix products; None takes the row's own on cuda, float32 elsewhere.
+        engine: what runs it; see `started`.
 
     Raises:
         UnknownNameError: no such name.
         WeightsMissingError: gated, offline or absent weights.
-        MissingExtraError: it is a transformers model and transformers is not installed.
-        BackboneError: the weights do not fit the architecture, or what it gives is not what its row says.
-        InputError: no such device.
+        MissingExtraError: what it needs is not installed: transformers for one of its models, or the engine.
+        BackboneError: the weights do not fit the architecture, what it gives is not what its row says, or the engine
+            cannot run it or gives other embeddings than plain torch.
+        InputError: no such device, or none for this engine.
     """
     where = resolve_device(device)
     named = find_backbone(name)
+    if where.type == "cpu":
+        keep_activations_mapped()
     model = build_network(named)
     row = with_model_facts(named, model)
+    if precision is None:
+        precision = row.precision if where.type == "cuda" else "float32"
     identity = _identity(row, model, precision)
     model = model.to(where)
-    if _is_convolutional(row, where):
+    if channels_last_pays(model, where):
         model.to(memory_format=torch.channels_last)
-    return LoadedBackbone(row, model, where, precision, identity)
+    run, engine_name = started(engine, Embedder(model, row, where, precision))
+    return LoadedBackbone(row, model, where, precision, identity, engine_name, run)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -137,11 +150,6 @@ def _numbered(device: str, kind: str) -> torch.device:
         message = f"no device {device!r} on this machine; pass --device {kind}, or {kind}:0 to {kind}:{count - 1}"
         raise InputError(message)
     return torch.device(device)
-
-
-def _is_convolutional(row: Backbone, device: torch.device) -> bool:
-    """Whether channels-last memory pays: convolutions on a CPU."""
-    return device.type == "cpu" and row.output == "layer3"
 
 
 def _identity(row: Backbone, model: nn.Module, precision: Precision) -> dict[str, Any]:

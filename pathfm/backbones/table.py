@@ -9,6 +9,7 @@ from pathfm.errors import InputError, UnknownNameError
 
 Output = Literal["cls", "mean", "cls+mean", "pooled", "layer3"]
 Library = Literal["python", "timm", "transformers"]
+Precision = Literal["float32", "float16", "bfloat16"]
 Rgb = tuple[float, float, float]
 
 IMAGENET: tuple[Rgb, Rgb] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,6 +43,7 @@ class Backbone:
         crop_px: then its centre of this width is cut out; None leaves it.
         interpolation: of the resize, always antialiased.
         mean_std: of RGB in [0, 1], subtracted and divided last; None leaves the values in [0, 1].
+        precision: of its matrix products on a GPU, as its makers or the public toolkits run it; float32 where nobody says.
         licence: of the weights; "unknown" where nobody states one.
         gated: its page must be visited before a download; None where sources disagree.
     """
@@ -64,6 +66,7 @@ class Backbone:
     crop_px: int | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean_std: tuple[Rgb, Rgb] | None = None
+    precision: Precision = "float32"
     licence: str = "unknown"
     gated: bool | None = None
 
@@ -207,6 +210,7 @@ _ROWS = (
         size_px=224,
         resize_px=224,
         mean_std=IMAGENET,
+        precision="float16",
         licence="Apache-2.0",
         gated=False,
     ),
@@ -220,6 +224,7 @@ _ROWS = (
         size_px=256,
         crop_px=224,
         mean_std=IMAGENET,
+        precision="float16",
         licence=_NON_COMMERCIAL,
         gated=True,
         **_AT_HALF_MICRON,
@@ -235,6 +240,7 @@ _ROWS = (
         size_px=256,
         crop_px=224,
         mean_std=IMAGENET,
+        precision="bfloat16",
         licence=f"{_NON_COMMERCIAL}; its terms cover models trained on its embeddings",
         gated=True,
         **_AT_HALF_MICRON,
@@ -250,6 +256,7 @@ _ROWS = (
         dim=2560,
         size_px=224,
         mean_std=IMAGENET,
+        precision="float16",
         licence="Apache-2.0",
         gated=True,
         **_AT_HALF_MICRON,
@@ -266,6 +273,7 @@ _ROWS = (
         size_px=224,
         other_mpp=(0.25, 1.0, 2.0),
         mean_std=IMAGENET,
+        precision="float16",
         licence=_NON_COMMERCIAL,
         gated=True,
         **_AT_HALF_MICRON,
@@ -282,6 +290,7 @@ _ROWS = (
         resize_px=256,  # not 224: that would show it 0.57 mpp
         crop_px=224,
         mean_std=IMAGENET,
+        precision="float16",
         licence="Apache-2.0; its page says research only",
         gated=True,
     ),
@@ -294,6 +303,7 @@ _ROWS = (
         dim=1536,
         size_px=224,
         mean_std=H_OPTIMUS,
+        precision="float16",
         licence="Apache-2.0",
         gated=None,
         **_AT_HALF_MICRON,
@@ -307,6 +317,7 @@ _ROWS = (
         dim=1536,
         size_px=224,
         mean_std=H_OPTIMUS,
+        precision="float16",
         licence=_NON_COMMERCIAL,
         gated=True,
         **_AT_HALF_MICRON,
@@ -323,6 +334,7 @@ _ROWS = (
         size_px=224,
         crop_px=224,
         mean_std=H_OPTIMUS,
+        precision="float16",
         licence=_NON_COMMERCIAL,
         gated=True,
         **_AT_HALF_MICRON,
@@ -401,6 +413,7 @@ _ROWS = (
         other_mpp=(0.25, 1.0, 2.0),
         crop_px=224,
         mean_std=INCEPTION,
+        precision="float16",
         licence="MIT",
         gated=None,
         **_AT_HALF_MICRON,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn import functional
 
 from pathfm.errors import TileSpecMismatchError
@@ -32,11 +33,11 @@ def to_input(tiles: Tensor, row: Backbone) -> Tensor:
         images = _resized(images, row.resize_px, row.interpolation)
     if row.crop_px is not None:
         images = _centre(images, row.crop_px)
-    images = images / 255
-    if row.mean_std is not None:
-        mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in row.mean_std)
-        images = (images - mean) / deviation
-    return images
+    if row.mean_std is None:
+        return images / 255
+    # (x / 255 - mean) / deviation in one pass over memory
+    mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in row.mean_std)
+    return torch.addcmul(-mean / deviation, images, 1 / (255 * deviation))
 
 
 def transform_facts(row: Backbone) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _resized(images: Tensor, width_px: int, interpolation: str) -> Tensor:
     """Across, then down, antialiased, each rounded to a grey level and cut off at 0 and 255, as Pillow does it."""
     for size in ((images.shape[-2], width_px), (width_px, width_px)):
         images = functional.interpolate(images, size, mode=interpolation, align_corners=False, antialias=True)
-        images = (images + 0.5).floor().clamp(0, 255)
+        images = images.add_(0.5).floor_().clamp_(0, 255)
     return images
 
 

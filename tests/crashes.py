@@ -172,7 +172,10 @@ def recorded(
         yield recording
     found, replayed = Tree.of(root), recording.tree_after(len(recording.operations))
     files = {name: data for name, data in found.files().items() if not but or not name.endswith(but)}
-    assert (files, found.folders) == (replayed.files(), replayed.folders), "something was written past the log"
+    logged = replayed.files()
+    differing = sorted(name for name in files.keys() | logged.keys() if files.get(name) != logged.get(name))
+    assert not differing, f"{differing} were written past the log: {recording.operations[-20:]}"[:2000]
+    assert found.folders == replayed.folders, "a folder was made past the log"
 
 
 def kills(recording: Recording) -> Iterator[State]:

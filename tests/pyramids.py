@@ -61,6 +61,7 @@ def write_jpeg_pyramid(
     """
     colours = {"outcolorspace": "YCBCR" if subsampling else "RGB", "subsampling": subsampling or "444"}
     described = "Aperio Image Library v11.2.1\n|AppMag = 20|MPP = 0.5" if aperio else None
+    path.parent.mkdir(exist_ok=True)
     with tifffile.TiffWriter(path, bigtiff=bigtiff) as file:
         for divisor in (1, *levels):
             level = _shrunk(pixels, divisor)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -241,6 +242,20 @@ def test_a_network_that_an_engine_cannot_run_is_refused_in_one_line() -> None:
     with pytest.raises(BackboneError, match=r"cannot run backbone odd \(.*\); pass --engine torch") as caught:
         load_backbone("odd", "cpu", engine="openvino")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("registered", "openvino")
+def test_openvino_leaves_what_others_log_alone() -> None:
+    before = logging.root.level, logging.root.handlers[:]
+    load_backbone(CNN.name, "cpu", engine="openvino")
+    register_backbone(
+        Backbone(
+            name="odder", source=f"python:{__name__}:Undecomposable", library="python", output="pooled", resize_px=32
+        )
+    )
+    with pytest.raises(BackboneError, match="cannot run"):
+        load_backbone("odder", "cpu", engine="openvino")
+    assert (logging.root.level, logging.root.handlers[:]) == before
 
 
 def test_openvino_does_not_take_inputs_of_any_width() -> None:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pyramids import spoil_tile, write_pyramid
+from pyramids import spoil_tile, write_jpeg_pyramid, write_pyramid
 
 from pathfm.backbones import load_backbone
 from pathfm.embeddings import embeddings_folder_name, find_embeddings, read_embeddings, write_rows
@@ -514,6 +514,28 @@ def test_a_recipe_that_was_tampered_with_is_refused_in_one_line(odd: dict[str, A
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="KeyError"):
         settings_of({})
+
+
+@pytest.mark.parametrize(("tile", "subsampling"), [(240, None), (256, "420")])
+@pytest.mark.parametrize("mpp", [0.5, 1.0, 0.7])  # as scanned, the mean of 2 x 2 pixels, resampled
+def test_the_fast_and_the_plain_way_to_read_give_the_same_embeddings(
+    tmp_path: Path, tile: int, subsampling: str | None, mpp: float
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(236, 244, (1100, 1100, 3), dtype=np.uint8)
+    pixels[200:900, 200:900] = np.array([205, 110, 170]) + rng.integers(-20, 20, (700, 700, 1))
+    write_jpeg_pyramid(tmp_path / "slides" / "a.svs", pixels, (4,), tile, subsampling)
+    how: dict[str, Any] = {"tiles": TileSpec(64, mpp), "batch_size": 7}
+    fast = run(tmp_path / "slides", tmp_path / "fast", reader="auto", **how)
+    plain = run(tmp_path / "slides", tmp_path / "plain", reader="openslide", **how)
+    assert fast.folder.name == plain.folder.name  # it is the same recipe
+    one, other = (read_embeddings(result.folder / "a.h5") for result in (fast, plain))
+    assert (one.versions["reader"], other.versions["reader"]) == ("direct", "openslide")
+    assert "read by direct" in log_of(tmp_path / "fast")
+    assert len(one.coords) > 20
+    assert np.array_equal(one.coords, other.coords)
+    assert np.array_equal(one.features, other.features)
+    assert (one.tissue_sha256, one.mean_rgb.tolist()) == (other.tissue_sha256, other.mean_rgb.tolist())
 
 
 def test_a_slide_that_is_changed_while_it_is_read_gives_no_file(

@@ -239,7 +239,7 @@ def test_no_line_of_pathfm_names_another_property_or_an_associated_image() -> No
                     asked[path.name] = asked.get(path.name, 0) + 1
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(vendors, node.value):
                 assert node.value in ALLOWED_PROPERTIES, path
-    assert set(asked) == {"slide.py", "slidefiles.py"}
+    assert set(asked) == {"slide.py", "slidefiles.py", "levels.py"}
 
 
 def test_pillow_does_not_log_the_tags_of_a_tiff(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

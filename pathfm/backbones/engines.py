@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from pathfm.backbones.transform import to_input
 from pathfm.errors import BackboneError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from pathfm.backbones.table import Backbone, Precision
@@ -146,6 +147,17 @@ def _compiled(embedder: Embedder) -> tuple[Forward, str]:
     return run, "compile"
 
 
+@contextmanager
+def _logging_as_it_is() -> Iterator[None]:
+    """OpenVINO's converter changes the root logger, and with it what everybody logs."""
+    level, handlers = logging.root.level, logging.root.handlers[:]
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
+        logging.root.handlers[:] = handlers
+
+
 def _openvino(embedder: Embedder, images: Tensor) -> tuple[Forward, str]:
     # Its converter reports every use to its makers, unless this package is not there.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -166,7 +178,7 @@ def _openvino(embedder: Embedder, images: Tensor) -> tuple[Forward, str]:
         "ENABLE_CPU_PINNING": False,
     }
     try:
-        with warnings.catch_warnings():
+        with _logging_as_it_is(), warnings.catch_warnings():
             # It traces, which torch calls deprecated and distrusts where Python looks at a shape; that other sizes of a
             # batch come out right is looked at in `started`. Exported programs lack the resized position embeddings
             # of most ViTs.

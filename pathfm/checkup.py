@@ -25,7 +25,7 @@ def check_slide(source: SlideSource) -> str:
         return (
             f"{'ok' if corners == 4 else 'corners unreadable'}  {slide.vendor}  {slide.mpp:g} mpp ({slide.mpp_source})  "
             f"{slide.size_px0[0]} x {slide.size_px0[1]} px  levels {', '.join(f'{d:g}' for d in slide.level_downsamples)}  "
-            f"{corners}/4 corners readable"
+            f"read by {slide.reader_for(slide.mpp)}  {corners}/4 corners readable"
         )
 
 

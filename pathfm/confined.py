@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import os
 import pickle
@@ -13,7 +12,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _SIGN_EVERY_S = 0.1
-_MOST_MAPPED = 8
+_MOST_MAPPED_BYTES = 1 << 28  # of shared memory; at least the one block that is written to
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,21 @@ def sign_of_life() -> None:
         _self.signed_s = now_s
 
 
-@functools.lru_cache(maxsize=_MOST_MAPPED)
 def shared_bytes(place: Place) -> NDArray[np.uint8]:
-    """A block of the memory that is shared with the program, uint8 (n_bytes,); to be written to during a call alone."""
-    return mapped(_self.pixels_descriptor, place)
+    """A block of the memory that is shared with the program, uint8 (n_bytes,); to be written to during a call alone.
+
+    Raises:
+        MemoryError: it does not fit into what this process may map.
+    """
+    blocks = _self.blocks
+    if place not in blocks:
+        while blocks and sum(one.n_bytes for one in blocks) + place.n_bytes > _MOST_MAPPED_BYTES:
+            blocks.pop(next(iter(blocks)))
+        try:
+            blocks[place] = mapped(_self.pixels_descriptor, place)
+        except OSError as error:
+            raise MemoryError from error
+    return blocks[place]
 
 
 @dataclass
@@ -77,6 +87,7 @@ class _Self:
     parent: Connection | None = None
     pixels_descriptor: int = -1
     signed_s: float = 0.0
+    blocks: dict[Place, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 _self = _Self()

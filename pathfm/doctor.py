@@ -21,7 +21,10 @@ from pathfm.scrub import withheld
 from pathfm.sources import SlideSource, find_slides
 from pathfm.version import __version__
 
-_LIBRARIES = ("openslide-python", "openslide-bin", "torch", "timm", "lightning", "h5py", "numpy", "scikit-learn")
+_LIBRARIES = (
+    *("openslide-python", "openslide-bin", "simplejpeg", "torch", "timm", "lightning", "h5py", "numpy", "scikit-learn"),
+    *("openvino", "cucim-cu12"),  # by choice: --engine openvino, --reader cucim
+)
 _FORMATS = "Aperio, DICOM, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle, Ventana, Zeiss, generic tiled TIFF"
 _HUB_TIMEOUT_S = 3.0
 

@@ -143,6 +143,21 @@ def test_slides_that_are_read_side_by_side_are_each_opened_once_a_process(whole:
     assert all(source.notes.read_text().count("o") <= 2 for source in (one, two))
 
 
+def test_batches_that_are_larger_than_a_reader_may_map_are_refused_and_large_ones_are_not(whole: SlideSource) -> None:
+    wide = Tiles(np.zeros((6, 2), np.int32), np.ones(6, np.float32), 4096, 0.5, 4096, 4096.0)
+    for batch_size, well in (
+        (6, True),
+        (30, False),
+    ):  # 0.3 and 1.5 GB, of which the slide fills a little; 1 GiB is allowed
+        batches = TileReads(whole, wide, batch_size, 2, LIMITS)
+        if well:
+            assert len(next(batches).pixels) == 6
+        else:
+            with pytest.raises(SlideError) as caught:
+                next(batches)
+            assert caught.value.reason == "memory"
+
+
 def test_each_tile_has_the_deadline_to_itself(whole: SlideSource, tmp_path: Path) -> None:
     slow = Watched("slow", whole.path, notes=tmp_path / "notes", tile_s=0.4)
     (batch,) = TileReads(slow, grid(coords=[[0, 0]] * 8), 8, 1, replace(LIMITS, deadline_s=1.0))  # 3.2 s in one call

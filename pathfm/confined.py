@@ -20,6 +20,8 @@ from pathfm.progress import logger
 from pathfm.sharedmemory import Place, mapped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -27,6 +29,7 @@ T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _SIGN_EVERY_S = 0.1
+_IDLE_S = 10.0
 _MOST_MAPPED_BYTES = 1 << 28  # of shared memory; at least the one block that is written to
 
 
@@ -52,6 +55,8 @@ def answer_calls(descriptor: int, pixels_descriptor: int, memory_bytes: int) -> 
     _self.pixels_descriptor = pixels_descriptor
     with suppress(EOFError, OSError):
         while True:
+            if not parent.poll(_IDLE_S):
+                _forget()
             parent.send_bytes(_answer(parent, parent.recv_bytes()))
 
 
@@ -61,6 +66,18 @@ def sign_of_life() -> None:
     if _self.parent is not None and now_s - _self.signed_s >= _SIGN_EVERY_S:
         _self.parent.send_bytes(b"")
         _self.signed_s = now_s
+
+
+def forgotten_when_idle(forget: Callable[[], None]) -> None:
+    """Has a function called when there has been nothing to do for a while: it closes files and drops caches."""
+    if forget not in _self.to_forget:
+        _self.to_forget.append(forget)
+
+
+def _forget() -> None:
+    for forget in _self.to_forget:
+        forget()
+    _self.blocks.clear()
 
 
 def shared_bytes(place: Place) -> NDArray[np.uint8]:
@@ -88,6 +105,7 @@ class _Self:
     pixels_descriptor: int = -1
     signed_s: float = 0.0
     blocks: dict[Place, NDArray[np.uint8]] = field(default_factory=dict)
+    to_forget: list[Callable[[], None]] = field(default_factory=list)
 
 
 _self = _Self()
@@ -128,10 +146,10 @@ def _answer(parent: Connection, message: bytes) -> bytes:
         error = problem.with_traceback(None)  # which would keep the pixels
     finally:
         logger.removeHandler(handler)
-    return _pickled(Outcome(value, error, records))
+    return pickled(Outcome(value, error, records))
 
 
-def _pickled(outcome: Outcome[Any]) -> bytes:
+def pickled(outcome: Outcome[Any]) -> bytes:
     """An outcome as bytes that can be read back: some errors cannot be pickled, others not unpickled."""
     try:
         message = pickle.dumps(outcome)

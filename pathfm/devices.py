@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from logging.handlers import QueueHandler, QueueListener
+from logging import Handler, LogRecord
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pathfm.backbones import BACKBONES
-from pathfm.confined import die_with_the_program
-from pathfm.embed import forget_backbone
+from pathfm.backbones import BACKBONES, Backbone, resolve_device
+from pathfm.confined import Outcome, die_with_the_program, pickled
+from pathfm.embed import ExtractWork, forget_backbone
 from pathfm.embed_cohort import ExtractResult, embed_slides
 from pathfm.embeddings import embeddings_folder_name
 from pathfm.errors import BackboneError, InputError, SlideError
 from pathfm.failures import write_failures
-from pathfm.isolation import usable_cores
+from pathfm.isolation import cancelled_after, usable_cores
 from pathfm.progress import log_lines_only, logger, progress
 from pathfm.reading import counted_tiles
-from pathfm.scrub import scrubbers, scrubbing
+from pathfm.scrub import Scrubber, scrubbers, scrubbing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from multiprocessing.queues import Queue
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from pathfm.backbones import Backbone
-    from pathfm.embed import ExtractWork
     from pathfm.failures import Failure
-    from pathfm.isolation import Call
-    from pathfm.scrub import Scrubber
     from pathfm.sources import SlideSource
 
 FAILURES = "failures.csv"
@@ -44,59 +41,45 @@ def extract_slides(sources: Sequence[SlideSource], work: ExtractWork, out: Path)
     """Does the work on every slide, goes on past those that fail, and writes failures.csv; raises nothing for a slide.
 
     On several devices each has a process and its share of the slides, so that all have about as many tiles; what is
-    written is the same.
+    written is the same. Where one cannot go on, the others are stopped at once: the same command goes on from there.
 
     Raises:
-        InputError: `work.device` names a device twice that is there once.
+        InputError: `work.device` names a device twice, or one that is not there.
         BackboneError: the backbone's embeddings are not finite, or the process of a device died.
         DiskFullError: no space; what was finished is kept.
     """
     folder, devices = out / embeddings_folder_name(work.recipe), devices_of(work.device)
     logger.info("extract: %d slides into %s", len(sources), folder)
+    write_failures(out / FAILURES, [])  # those of an older run
     if len(devices) == 1:
-        return embed_slides(sources, replace(work, device=devices[0]), folder, out / FAILURES)
-    shares = shared_out(sources, _tile_counts(sources, work), len(devices))
-    for device, share in zip(devices, shares, strict=True):
-        logger.info("%s: %d slides", device, len(share))
+        one = replace(work, device=devices[0])
+        return embed_slides(sources, one, folder, lambda failures: write_failures(out / FAILURES, failures))
+    shares = shared_out(sources, _tile_counts(sources, work, folder), len(devices))
     forget_backbone()
-    results = _on_each(devices, shares, work, folder)
-    together = _merged(sources, results)
-    write_failures(out / FAILURES, [*together.failed, *together.empty])
-    return together
+    return _merged(sources, _on_each(list(zip(devices, shares, strict=True)), work, folder, out / FAILURES))
 
 
 def devices_of(device: str) -> list[str]:
     """The devices that a name stands for: "cuda:0,cuda:1" are two, "cuda:all" all that this process may use.
 
     Raises:
-        InputError: a GPU is named twice, or there is none.
+        InputError: a GPU is named twice, or one of several is not there.
     """
     names = [name.strip() for name in device.split(",")]
     if names == ["cuda:all"]:
-        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    twice = {name for name in names if names.count(name) > 1 and name != "cpu"}
-    if twice or not names or not all(names):
-        message = f"--device {device} names a device twice, or none; pass for example cuda:0,cuda:1, or auto"
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cuda"]
+    if len(names) == 1:
+        return names
+    there = ["cuda:0" if name == "cuda" else name for name in (str(resolve_device(name)) for name in names)]
+    if len({name for name in there if name != "cpu"}) < sum(name != "cpu" for name in there):
+        message = f"--device {device} names a device twice; pass for example cuda:0,cuda:1, or cuda:all"
         raise InputError(message)
-    return names
+    return there
 
 
-def _tile_counts(sources: Sequence[SlideSource], work: ExtractWork) -> list[int]:
-    """How many tiles each slide has; 0 where it cannot be read, which is told by whoever gets it."""
-    calls = [counted_tiles(source, work.reading) for source in sources]
-    return [_count(call) for call in progress(calls, "count tiles")]
-
-
-def _count(call: Call[int]) -> int:
-    try:
-        return call.result()
-    except (SlideError, InputError):
-        return 0
-
-
-def shared_out(sources: Sequence[SlideSource], counts: Sequence[int], parts: int) -> list[list[SlideSource]]:
+def shared_out(sources: Sequence[Any], counts: Sequence[int], parts: int) -> list[list[Any]]:
     """The largest slide first, each to whoever has the fewest tiles yet (Graham, SIAM J Appl Math 1969)."""
-    shares: list[list[SlideSource]] = [[] for _ in range(parts)]
+    shares: list[list[Any]] = [[] for _ in range(parts)]
     sums = [0] * parts
     for at in sorted(range(len(sources)), key=lambda at: -counts[at]):
         least = min(range(parts), key=lambda part: (sums[part], len(shares[part])))
@@ -105,81 +88,166 @@ def shared_out(sources: Sequence[SlideSource], counts: Sequence[int], parts: int
     return shares
 
 
-def _on_each(
-    devices: Sequence[str], shares: Sequence[Sequence[SlideSource]], work: ExtractWork, folder: Path
-) -> list[ExtractResult]:
-    reading = replace(work.reading, workers=max(1, work.reading.workers // len(devices)))
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with _relayed(context.Queue()) as records:
-        setup = _Setup(
-            records=records,
-            level=logger.getEffectiveLevel(),
-            threads=max(1, usable_cores() // len(devices)),
-            rows=tuple(BACKBONES.values()),
-            scrubbers=scrubbers(),
-        )
-        with ProcessPoolExecutor(len(devices), context, setup.apply) as pool:
-            futures = [
-                pool.submit(embed_slides, share, replace(work, device=device, reading=reading), folder)
-                for device, share in zip(devices, shares, strict=True)
-            ]
+def _tile_counts(sources: Sequence[SlideSource], work: ExtractWork, folder: Path) -> list[int]:
+    """How many tiles each slide has; 0 where it has its file, or cannot be read, which is told by whoever gets it."""
+    missing = [source for source in sources if not (folder / f"{source.slide_id}.h5").exists()]
+    calls = {source.slide_id: counted_tiles(source, work.reading) for source in missing}
+    counts = dict.fromkeys((source.slide_id for source in sources), 0)
+    with cancelled_after(calls.values()):
+        for slide_id, call in progress(list(calls.items()), "count tiles"):
             try:
-                return [future.result() for future in futures]
-            except BrokenProcessPool as error:
-                message = (
-                    "the process of a device died, as where memory runs out; run the same command again: it goes on"
-                )
-                raise BackboneError(message) from error
+                counts[slide_id] = call.result()
+            except (SlideError, InputError):
+                continue
+    return [counts[source.slide_id] for source in sources]
+
+
+def _on_each(
+    shares: list[tuple[str, list[SlideSource]]], work: ExtractWork, folder: Path, failures_csv: Path
+) -> list[ExtractResult]:
+    """Starts a process a device and listens to them until all are through, or one is not."""
+    results: list[ExtractResult] = []
+    failures: dict[Any, list[Failure]] = {}
+    with ExitStack() as started:
+        running: dict[Any, _DeviceProcess] = {}
+        for device, share in shares:
+            logger.info("%s: %d slides", device, len(share))
+            one = _DeviceProcess(device, _Task.of(share, work, device, len(shares), folder))
+            started.callback(one.end)
+            running[one.pipe] = one
+        while running:
+            for pipe in wait(list(running)):
+                said = running[pipe].hear()
+                if isinstance(said, LogRecord):
+                    logger.handle(said)
+                elif isinstance(said, list):
+                    failures[pipe] = said
+                    write_failures(failures_csv, [failure for some in failures.values() for failure in some])
+                else:
+                    results.append(said)
+                    del running[pipe]
+    return results
 
 
 @dataclass(frozen=True)
-class _Setup:
-    """What the process of a device is told before it begins.
+class _Task:
+    """What the process of a device is told; picklable.
 
     Attributes:
-        records: takes what it logs.
+        sources: its slides.
+        work: what is done to each, on its device.
+        folder: for the files.
         level: from which on it logs.
         threads: of torch on a CPU.
         rows: the backbones that are known, for some may be the user's own.
         scrubbers: keep it from saying what this process may not say.
     """
 
-    records: Queue[logging.LogRecord]
+    sources: list[SlideSource]
+    work: ExtractWork
+    folder: Path
     level: int
     threads: int
     rows: tuple[Backbone, ...]
     scrubbers: tuple[Scrubber, ...]
 
-    def apply(self) -> None:
-        """Runs first in that process."""
-        die_with_the_program()
-        for scrubber in self.scrubbers:
-            _silence.enter_context(scrubbing(scrubber))
-        logger.handlers[:] = [QueueHandler(self.records)]
-        logger.propagate = False
-        logger.setLevel(self.level)
-        log_lines_only()
-        torch.set_num_threads(self.threads)
-        BACKBONES.update({row.name: row for row in self.rows})
+    @classmethod
+    def of(cls, share: list[SlideSource], work: ExtractWork, device: str, parts: int, folder: Path) -> _Task:
+        reading = replace(work.reading, workers=max(1, work.reading.workers // parts))
+        threads = max(1, usable_cores() // parts)
+        mine = replace(work, device=device, reading=reading)
+        rows = tuple(BACKBONES.values())
+        return cls(share, mine, folder, logger.getEffectiveLevel(), threads, rows, scrubbers())
 
 
-_silence = ExitStack()  # of this process, where it is one of a device: to its end
+class _DeviceProcess:
+    """The process of a device; it is told its task, and says what it logs, who failed, and at last what it did.
+
+    Started like those that read slides, not by multiprocessing: a user's script is not run again in it.
+    """
+
+    def __init__(self, device: str, task: _Task) -> None:
+        self._device = device
+        self.pipe, theirs = Pipe()
+        words = [_PROGRAM, str(theirs.fileno()), *sys.path]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", *words], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        self.pipe.send_bytes(pickle.dumps(task))
+
+    def hear(self) -> LogRecord | list[Failure] | ExtractResult:
+        """The next of what it says.
+
+        Raises:
+            BackboneError: it died.
+            Exception: what ended its work.
+        """
+        try:
+            outcome: Outcome[Any] = pickle.loads(self.pipe.recv_bytes())  # noqa: S301 - of our own process
+        except (EOFError, OSError) as error:
+            code = self._process.wait()
+            how = f"exit code {code}" if code >= 0 else signal.strsignal(-code) or f"signal {-code}"
+            message = (
+                f"the process of {self._device} died ({how}), as where memory runs out; run the same command again: it"
+                " goes on, with a smaller --batch_size or without that device"
+            )
+            raise BackboneError(message) from error
+        if outcome.error is not None:
+            raise outcome.error
+        said: LogRecord | list[Failure] | ExtractResult = outcome.value
+        return said
+
+    def end(self) -> None:
+        """Stops it, wherever it is: what it has embedded is kept, and gone on from."""
+        self._process.kill()
+        self._process.wait()
+        self.pipe.close()
 
 
-@contextmanager
-def _relayed(records: Queue[logging.LogRecord]) -> Iterator[Queue[logging.LogRecord]]:
-    """Logs here what other processes put into a queue."""
-    listener = QueueListener(records, _Relay())
-    listener.start()
-    try:
-        yield records
-    finally:
-        listener.stop()
+_PROGRAM = f"import sys; sys.path[:] = sys.argv[2:]; from {__name__} import do_share as do; do(int(sys.argv[1]))"
 
 
-class _Relay(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        logger.handle(record)
+def do_share(descriptor: int) -> None:
+    """What the process of a device does."""
+    die_with_the_program()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; we are stopped by who started us
+    parent = Connection(descriptor)
+    task: _Task = pickle.loads(parent.recv_bytes())  # noqa: S301 - from the program that started us
+    logger.handlers[:] = [_Sender(parent)]
+    logger.propagate = False
+    logger.setLevel(task.level)
+    log_lines_only()
+    torch.set_num_threads(task.threads)
+    BACKBONES.update({row.name: row for row in task.rows})
+    with ExitStack() as silence:
+        for scrubber in task.scrubbers:
+            silence.enter_context(scrubbing(scrubber))
+        result, problem = None, None
+        try:
+            result = embed_slides(
+                task.sources, task.work, task.folder, lambda failures: _say(parent, Outcome(failures, None, []))
+            )
+        except Exception as error:  # noqa: BLE001 - raised by who started us
+            problem = error.with_traceback(None)
+        _say(parent, Outcome(result, problem, []))
+    os._exit(0)  # what Python takes to end, the others would wait for
+
+
+def _say(parent: Connection, outcome: Outcome[Any]) -> None:
+    parent.send_bytes(pickled(outcome))
+
+
+class _Sender(Handler):
+    """Sends records, their arguments put in, for these need not be picklable; `emit` is called under a lock."""
+
+    def __init__(self, parent: Connection) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def emit(self, record: LogRecord) -> None:
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
+        _say(self._parent, Outcome(record, None, []))
 
 
 def _merged(sources: Sequence[SlideSource], results: Sequence[ExtractResult]) -> ExtractResult:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pathfm.backbones import Engine, LoadedBackbone, Precision, load_backbone
 from pathfm.embeddings import Embeddings, recipe_differences, write_rows
@@ -129,7 +130,7 @@ def begin_slide(source: SlideSource, work: ExtractWork, out: Path, *, wait: bool
     Steps of several slides may run in threads side by side: while one slide is embedded, the next is begun and the one
     before is finished. Arguments, None and errors are those of `extract_slide`.
     """
-    backbone = _backbone_of(work)
+    backbone = backbone_of(work)
     looked_at, stale = state_of(out), why_stale(source, work.recipe, work.reading, out)
     part = out.with_suffix(".part")
     if stale is None:
@@ -314,14 +315,20 @@ def loaded_backbone(name: str, device: str, precision: Precision | None, engine:
 
 
 def forget_backbone() -> None:
-    """Lets go of the backbone of this process, and of its memory on a device."""
+    """Lets go of the backbone of this process, and of its memory on a GPU."""
     _loaded.clear()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 _loaded: dict[tuple[str, str, Precision, Engine], LoadedBackbone] = {}
 
 
-def _backbone_of(work: ExtractWork) -> LoadedBackbone:
+def backbone_of(work: ExtractWork) -> LoadedBackbone:
+    """The backbone of some work, the one of this process where it is that.
+
+    Raises:
+        BackboneError: it cannot be loaded, or is not the one of the recipe.
+    """
     key = (work.backbone, work.device, work.precision, work.engine)
     backbone = _loaded.get(key) or loaded_backbone(*key)
     differences = recipe_differences(backbone.identity, work.recipe["backbone"], "backbone.")

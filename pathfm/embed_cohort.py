@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
-from pathfm.embed import begin_slide
+from pathfm.embed import backbone_of, begin_slide
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import EmbeddingsBusyError, EmbeddingsError, SlideError
-from pathfm.failures import Failure, write_failures
+from pathfm.failures import Failure
 from pathfm.files import is_disk_full
 from pathfm.progress import logger, progress
 from pathfm.stale import set_aside_if_withdrawn
@@ -59,7 +59,10 @@ class ExtractResult:
 
 
 def embed_slides(
-    sources: Sequence[SlideSource], work: ExtractWork, folder: Path, failures: Path | None = None
+    sources: Sequence[SlideSource],
+    work: ExtractWork,
+    folder: Path,
+    tell: Callable[[list[Failure]], None] = lambda _: None,
 ) -> ExtractResult:
     """Embeds slides on one device and goes on past those that fail; raises nothing for a slide.
 
@@ -69,26 +72,33 @@ def embed_slides(
         sources: the slides.
         work: what is done to each.
         folder: gets <slide_id>.h5 of each.
-        failures: a table that lists those that failed, as they come; None where somebody else writes it.
+        tell: called with all that have failed so far, in the order of the slides, whenever there may be another.
 
     Raises:
         BackboneError: the backbone's embeddings are not finite.
         DiskFullError: no space; what was finished is kept.
     """
-    run = _Run(sources, work, folder, failures)
+    backbone_of(work)  # once, before two slides ask for it at a time
+    run = _Run(sources, work, folder, tell)
     left = run.take(sources, wait=False)
     for source in left:
         logger.info("%s: another process is writing it; waiting", source.slide_id)
-    run.take(left, wait=True)
-    run.write_failures()
+        run.take([source], wait=True)  # alone: who waits holds no slide that another waits for
+    run.tell_failures()
     return run.result()
 
 
 class _Run:
     """What has become of the slides of a run so far."""
 
-    def __init__(self, sources: Sequence[SlideSource], work: ExtractWork, folder: Path, failures: Path | None) -> None:
-        self._work, self._folder, self._failures_csv = work, folder, failures
+    def __init__(
+        self,
+        sources: Sequence[SlideSource],
+        work: ExtractWork,
+        folder: Path,
+        tell: Callable[[list[Failure]], None],
+    ) -> None:
+        self._work, self._folder, self._tell = work, folder, tell
         self._order = {source.slide_id: at for at, source in enumerate(sources)}
         self._done: list[str] = []
         self._skipped: list[str] = []
@@ -106,10 +116,9 @@ class _Run:
             failed=self._sorted(self._failed),
         )
 
-    def write_failures(self) -> None:
-        """Writes the table of failures as it is now."""
-        if self._failures_csv is not None:
-            write_failures(self._failures_csv, [*self._sorted(self._failed), *self._sorted(self._empty)])
+    def tell_failures(self) -> None:
+        """Says who has failed so far, and who has no tissue."""
+        self._tell([*self._sorted(self._failed), *self._sorted(self._empty)])
 
     def take(self, sources: Sequence[SlideSource], *, wait: bool) -> list[SlideSource]:
         """Does slides; gives those that another process is at, unless it waits for it."""
@@ -139,7 +148,7 @@ class _Run:
     ) -> list[tuple[SlideSource, Future[Extracted]]]:
         """Embeds a slide that is being begun; what is left to do of it, which goes on beside the next one."""
         with self._noting(source), ExitStack() as held:
-            slide = beginning.result()
+            slide = _waited_for(beginning)
             if slide is None:
                 self._note(source, None)
                 return []
@@ -176,19 +185,19 @@ class _Run:
                 f"{path} or its journal cannot be read or written ({error}); check what lies there, and its permissions"
             )
             self._fail(source, SlideError(source.path, "embeddings", message))
-        self.write_failures()
+        self.tell_failures()
 
     def _fail(self, source: SlideSource, error: SlideError) -> None:
         logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
         self._failed.append(Failure.of(source.slide_id, error))
 
     def _note(self, source: SlideSource, made: Extracted | None) -> None:
+        found = read_embeddings(self._folder / f"{source.slide_id}.h5", "shape")
         if made is None:
             logger.info("%s: skipped, its file is whole and up to date", source.slide_id)
         else:
             logger.info("%s", made)
         (self._skipped if made is None else self._done).append(source.slide_id)
-        found = read_embeddings(self._folder / f"{source.slide_id}.h5", "shape")
         if not len(found.coords) and not len(found.failed):
             message = f"{source.path} has no tile with enough tissue; look at it with pathfm tile, or draw its tissue for --outlines"
             self._empty.append(Failure.of(source.slide_id, SlideError(source.path, "no tissue", message)))
@@ -200,6 +209,15 @@ class _Run:
 def _finished(slide: SlideUnderway) -> Extracted:
     with slide:
         return slide.finish()
+
+
+def _waited_for(beginning: Future[SlideUnderway | None]) -> SlideUnderway | None:
+    """What was begun; where the wait itself is interrupted, as by Ctrl-C, it is let go once it is there."""
+    try:
+        return beginning.result()
+    except BaseException:
+        beginning.add_done_callback(_let_go)
+        raise
 
 
 def _let_go(beginning: Future[SlideUnderway | None]) -> None:

@@ -77,7 +77,7 @@ def extract(
         engine: what runs the backbone: torch; compile (torch.compile); or openvino, for a CPU and with the extra of that
             name. The last two are checked against torch when they are loaded.
         batch_size: tiles in a forward pass.
-        workers: processes that read tiles; as many as there are cores, up to 16, where not given.
+        workers: processes that read tiles; as many as there are cores, up to 16 a device, where not given.
         reader: what decodes slides: auto takes JPEG tiles from the file where that gives OpenSlide's pixels exactly, else
             OpenSlide; openslide; or cucim, where that is installed and gives them too.
         digest: what a slide is known by, to notice that it changed: sha256 reads every byte; quick (its size and
@@ -217,7 +217,8 @@ def plan_extraction(
     row = find_backbone(backbone)
     resolved = tiles.resolved(row.default_size_px, row.default_mpp)
     require_tiles(row, resolved.size_px or 0, resolved.mpp or 0, allow_mismatch=tiles.allow_mismatch)
-    loaded = loaded_backbone(backbone, devices_of(device)[0], precision, engine)
+    devices = devices_of(device)
+    loaded = loaded_backbone(backbone, devices[0], precision, engine)
     return ExtractWork(
         backbone=backbone,
         device=device,
@@ -229,7 +230,7 @@ def plan_extraction(
             outlines=outlines,
             digest=digest,
             max_failed_share=max_failed_share,
-            workers=usual_workers() if workers is None else workers,
+            workers=usual_workers(len(devices)) if workers is None else workers,
             limits=limits,
             reader=reader,
         ),

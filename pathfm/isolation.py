@@ -8,7 +8,6 @@ and end with it. Each has a pipe and a thread here to itself, so a death leaves 
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import pickle
 import signal
@@ -83,8 +82,9 @@ class Limits:
 class Call(Generic[T]):
     """A call that waits for a process, is under way, or is done."""
 
-    def __init__(self, path: Path, limits: Limits, message: bytes, process: int | None) -> None:
+    def __init__(self, path: Path, limits: Limits, message: bytes, process: int | None, block: Block | None) -> None:
         self.path, self.limits, self.message, self.process = path, limits, message, process
+        self._block = block  # is lent as long as this refers to it
         self.outcome: Future[Outcome[T]] = Future()
 
     def result(self) -> T:
@@ -121,11 +121,12 @@ def isolated(
         args: for it.
         kwargs: for it.
     """
-    return isolated_on(None, path, limits, workers, function, *args, **kwargs)
+    return _begun(None, None, path, limits, workers, (function, args, kwargs))
 
 
 def isolated_on(
-    process: int | None,
+    process: int,
+    block: Block,
     path: Path,
     limits: Limits,
     workers: int,
@@ -134,22 +135,38 @@ def isolated_on(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> Call[T]:
-    """Begins a call like `isolated`, in the process of that number (modulo `workers`) unless another has nothing to do.
+    """Begins a call like `isolated` that writes to shared memory.
 
-    For calls that profit from what the process still holds of a call before.
+    Args:
+        process: the number (modulo `workers`) of the process that does it, unless another has nothing to do: for calls
+            that profit from what it still holds of a call before.
+        block: what it writes to, by `shared_bytes(block.place)`; is not lent again before the call has ended.
+        path: as of `isolated`, and so are the others.
+        limits: those that the block was lent under.
+        workers: as many as it was lent for.
+        function: for the process.
+        args: for it.
+        kwargs: for it.
     """
-    message = pickle.dumps((Path.cwd(), logger.getEffectiveLevel(), function, args, kwargs))
-    call: Call[T] = Call(path, limits, message, None if process is None else process % workers)
-    _team(os.getpid(), workers, limits.memory_gib).waiting.put(call)
+    return _begun(process % workers, block, path, limits, workers, (function, args, kwargs))
+
+
+def _begun(
+    process: int | None, block: Block | None, path: Path, limits: Limits, workers: int, what: tuple[Any, Any, Any]
+) -> Call[Any]:
+    message = pickle.dumps((Path.cwd(), logger.getEffectiveLevel(), *what))
+    call: Call[Any] = Call(path, limits, message, process, block)
+    _team(workers, limits.memory_gib).waiting.put(call)
     return call
 
 
 def lent_block(limits: Limits, workers: int, n_bytes: int) -> Block:
-    """Memory that calls under the same limits and number of workers can write to, by `shared_bytes(block.place)`.
+    """Memory that calls under the same limits and number of workers can write to; see `isolated_on`.
 
-    Whoever makes such a call says so by `block.written_by(call.outcome)`.
+    Raises:
+        OSError: there is none.
     """
-    return _team(os.getpid(), workers, limits.memory_gib).memory.lend(n_bytes)
+    return _team(workers, limits.memory_gib).memory.lend(n_bytes)
 
 
 @contextmanager
@@ -162,9 +179,9 @@ def cancelled_after(calls: Iterable[Call[Any]]) -> Iterator[None]:
             call.cancel()
 
 
-def usual_workers() -> int:
-    """How many processes are started where nobody says: one a core that this process may use, up to 16."""
-    return min(usable_cores(), _MOST_WORKERS)
+def usual_workers(devices: int = 1) -> int:
+    """How many processes are started where nobody says: one a core that this process may use, up to 16 a device."""
+    return min(usable_cores(), _MOST_WORKERS * devices)
 
 
 def usable_cores() -> int:
@@ -187,13 +204,28 @@ class _Team:
     limit_bytes: int
 
 
-@functools.cache
-def _team(_pid: int, workers: int, memory_gib: float) -> _Team:
+_teams: dict[tuple[int, int, float], _Team] = {}
+_founding = threading.Lock()
+
+
+def _team(workers: int, memory_gib: float) -> _Team:
     """The processes of this program; others only for another number, another limit, or after a fork."""
-    team = _Team(_Waiting(), SharedMemory(), int(min(memory_gib, _MOST_GIB) * 2**30))
-    for number in range(workers):
-        threading.Thread(target=_look_after_one, args=(team, number), daemon=True).start()
-    return team
+    key = (os.getpid(), workers, memory_gib)
+    with _founding:
+        if key not in _teams:
+            _teams[key] = team = _Team(_Waiting(), SharedMemory(), int(min(memory_gib, _MOST_GIB) * 2**30))
+            for number in range(workers):
+                threading.Thread(target=_look_after_one, args=(team, number), daemon=True).start()
+        return _teams[key]
+
+
+def _forget_lock() -> None:
+    """Another thread may have held it when this process was forked."""
+    global _founding
+    _founding = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 class _Waiting:

@@ -50,7 +50,7 @@ def resampled(
     """A box of the pixels at another size, antialiased; what of the box is outside of them is left out."""
     height, width = pixels.shape[:2]
     inside = (box[0], box[1], min(box[2], width), min(box[3], height))
-    return np.asarray(Image.fromarray(pixels).resize(size, kernel, inside))
+    return np.array(Image.fromarray(pixels).resize(size, kernel, inside))  # a copy: what Pillow gives is read-only
 
 
 def on_white(

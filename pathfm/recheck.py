@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pathfm.embed import loaded_backbone
+from pathfm.embed import backbone_of
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import SlideError
 from pathfm.reading import has_changed, survey
@@ -114,7 +114,7 @@ def _embedded_again(
     path: Path, found: Embeddings, source: SlideSource, tiles: Tiles, work: ExtractWork, count: int
 ) -> Recheck:
     rows = _sample(found, count)
-    backbone = loaded_backbone(work.backbone, work.device, work.precision, work.engine)
+    backbone = backbone_of(work)
     again, failed = _embed(source, replace(tiles, coords=found.coords[rows]), work, backbone)
     stored = np.asarray(found.features[rows], dtype=np.float64)
     distances = np.linalg.norm(again - stored, axis=1) / np.maximum(np.linalg.norm(stored, axis=1), 1e-6)

@@ -1,8 +1,8 @@
 """Memory that this program and the processes that read for it both see: pixels are decoded into it, and cross no pipe.
 
-One file without a name, which grows by blocks. A block is lent as an array and comes back by itself, when the last array
-over it is gone and the last call that writes to it has ended; then it is lent again. So memory is bounded by what is held
-at a time, and whoever keeps an array keeps its pixels.
+One file without a name, which grows by blocks. A block is lent, and comes back by itself when nothing refers to it any
+more: no array over it, and no call that may still write to it. Then it is lent again. So memory is bounded by what is
+held at a time, and whoever keeps an array keeps its pixels.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import os
 import tempfile
 import threading
 import weakref
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from numpy.typing import NDArray
 
 
@@ -36,24 +35,21 @@ class Place:
     n_bytes: int
 
 
-@dataclass(eq=False)
 class Block:
-    """A block that was lent.
+    """A block that was lent, until nothing refers to it.
 
     Attributes:
         place: where it lies.
-        pixels: uint8 (n_bytes,); whatever the last borrower left in it, until it is written to.
     """
 
-    place: Place
-    pixels: NDArray[np.uint8]
-    _loan: _Loan = field(repr=False)
+    def __init__(self, place: Place, memory: NDArray[np.uint8]) -> None:
+        self.place = place
+        self.__array_interface__ = memory.__array_interface__
 
-    def written_by(self, outcome: Future[Any]) -> None:
-        """Keeps the block from being lent again before a call has ended, whether somebody waits for that or not."""
-        loan = self._loan  # a finished call keeps its callbacks: they must not keep the pixels
-        loan.hold()
-        outcome.add_done_callback(lambda _: loan.let_go())
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 (n_bytes,); it and each view of it refer to the block. What the last borrower left, until it is written to."""
+        return np.asarray(self)
 
 
 class SharedMemory:
@@ -62,8 +58,10 @@ class SharedMemory:
     def __init__(self) -> None:
         self.descriptor = _nameless_file()
         self._lock = threading.Lock()
-        self._size = 0
+        self._size, self._n_lent = 0, 0
         self._free: dict[int, list[tuple[Place, NDArray[np.uint8]]]] = {}
+        # Appended to wherever Python finds that nothing refers to a block, also in the middle of `lend`: without a lock.
+        self._returned: deque[tuple[Place, NDArray[np.uint8]]] = deque()
 
     def lend(self, n_bytes: int) -> Block:
         """A block of so many bytes, a free one where there is one of that size.
@@ -72,12 +70,23 @@ class SharedMemory:
             OSError: no memory for another.
         """
         with self._lock:
+            self._take_back()
             free = self._free.get(n_bytes)
+            if not free and not self._n_lent:
+                self._free.clear()  # of other sizes: a run with other tiles is over
+                os.ftruncate(self.descriptor, 0)
+                self._size = 0
             place, memory = free.pop() if free else self._grown(n_bytes)
-        loan = _Loan(self, place, memory)
-        view = _View(memory)
-        weakref.finalize(view, loan.let_go).atexit = False
-        return Block(place, np.asarray(view), loan)
+            self._n_lent += 1
+        block = Block(place, memory)
+        weakref.finalize(block, self._returned.append, (place, memory)).atexit = False
+        return block
+
+    def _take_back(self) -> None:
+        while self._returned:
+            place, memory = self._returned.popleft()
+            self._free.setdefault(place.n_bytes, []).append((place, memory))
+            self._n_lent -= 1
 
     def _grown(self, n_bytes: int) -> tuple[Place, NDArray[np.uint8]]:
         place = Place(self._size, n_bytes)
@@ -86,41 +95,10 @@ class SharedMemory:
         self._size = end
         return place, mapped(self.descriptor, place)
 
-    def take_back(self, place: Place, memory: NDArray[np.uint8]) -> None:
-        """Called by the loan, when nobody needs it any more."""
-        with self._lock:
-            self._free.setdefault(place.n_bytes, []).append((place, memory))
-
 
 def mapped(descriptor: int, place: Place) -> NDArray[np.uint8]:
     """The bytes of a block, uint8 (n_bytes,), as they lie."""
     return np.frombuffer(mmap.mmap(descriptor, place.n_bytes, offset=place.offset), np.uint8)
-
-
-class _Loan:
-    """Who still holds a block: the array, and calls that write to it."""
-
-    def __init__(self, owner: SharedMemory, place: Place, memory: NDArray[np.uint8]) -> None:
-        self._owner, self._place, self._memory = owner, place, memory
-        self._lock, self._holders = threading.Lock(), 1
-
-    def hold(self) -> None:
-        with self._lock:
-            self._holders += 1
-
-    def let_go(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            is_free = self._holders == 0
-        if is_free:
-            self._owner.take_back(self._place, self._memory)
-
-
-class _View:
-    """What the array over a block, and every view of that, has as its base: numpy keeps it alive while one of them is."""
-
-    def __init__(self, memory: NDArray[np.uint8]) -> None:
-        self.__array_interface__ = memory.__array_interface__
 
 
 def _nameless_file() -> int:

@@ -162,10 +162,10 @@ class Slide:
 
         Raises:
             TileUnreadableError: it cannot be decoded, also not from a fresh handle; later tiles can still be read.
-            ValueError: `out` is of another shape.
+            ValueError: `out` is of another shape or type, or may not be written to.
         """
-        if out is not None and out.shape != (size_px, size_px, 3):
-            message = f"out has the shape {out.shape}, the tile ({size_px}, {size_px}, 3)"
+        if out is not None and (out.shape != (size_px, size_px, 3) or out.dtype != np.uint8 or not out.flags.writeable):
+            message = f"out is {out.dtype} {out.shape}, a tile is writeable uint8 ({size_px}, {size_px}, 3)"
             raise ValueError(message)
         level = self._level_for(mpp, _LEVEL_TOLERANCE)
         scale = mpp / self.mpp / self.level_downsamples[level]

@@ -95,7 +95,7 @@ def run(
         precision: of the backbone's matrix products, as of extract.
         engine: what runs the backbone: torch, compile or openvino, as of extract.
         batch_size: tiles in a forward pass.
-        workers: processes that read tiles; one a core, up to 16, where not given.
+        workers: processes that read tiles; one a core, up to 16 a device, where not given.
         reader: what decodes slides: auto, openslide or cucim, as of extract.
         digest: what a slide is known by: sha256, or quick, as of extract.
         max_failed_share: a slide is refused where more of its tiles than this cannot be read.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from pathfm.confined import shared_bytes, sign_of_life
-from pathfm.errors import TileUnreadableError
+from pathfm.confined import forgotten_when_idle, shared_bytes, sign_of_life
+from pathfm.errors import SlideError, TileUnreadableError
 from pathfm.isolation import Limits, isolated_on, lent_block
 from pathfm.slidefiles import require_readable
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _BATCHES_AHEAD = 2
 _MOST_IN_A_CALL = 8  # tiles; what has begun when a run is stopped is still read
 _LEAST_STRIPE = 2  # columns of tiles that one process reads
+_MOST_OPEN = 4  # slides in a process: this one and the next, of two runs side by side
 _jobs = count()
 
 
@@ -92,8 +94,9 @@ class TileReads:
         self._batch_size = batch_size
         self._starts = iter(range(first_row, len(tiles), batch_size))
         self._ahead: deque[_Coming] = deque()
-        for _ in range(_BATCHES_AHEAD):
-            self._begin_next()
+        with self._closed_on_error():
+            for _ in range(_BATCHES_AHEAD):
+                self._begin_next()
 
     def __iter__(self) -> Iterator[TileBatch]:
         return self
@@ -102,17 +105,16 @@ class TileReads:
         """The next batch.
 
         Raises:
-            SlideError: a tile took too long, or its process died: such a slide is not trusted further.
+            SlideError: a tile took too long, or its process died: such a slide is not trusted further. Or there is no
+                memory for a batch.
         """
         if not self._ahead:
             raise StopIteration
-        coming = self._ahead.popleft()
-        self._begin_next()
-        try:
-            return coming.batch()
-        except BaseException:
-            self.close()
-            raise
+        with self._closed_on_error():
+            self._begin_next()
+            batch = self._ahead[0].batch()
+            self._ahead.popleft()
+            return batch
 
     @property
     def is_ahead(self) -> bool:
@@ -126,22 +128,36 @@ class TileReads:
             for part in self._ahead.popleft().parts:
                 part.call.cancel()
 
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()  # or what is left of this slide would be read before the next
+            raise
+
     def _begin_next(self) -> None:
         """Has the next batch read, in calls of a few tiles that lie side by side."""
         start = next(self._starts, None)
         if start is None:
             return
         size_px, stop = self._tiles.size_px, min(start + self._batch_size, len(self._tiles))
-        # always of one size, so that a block fits every batch; what is not written to takes no memory
-        block = lent_block(self._limits, self._workers, self._batch_size * size_px * size_px * 3)
+        coming = _Coming(start, stop, size_px, self._block(size_px), [])
+        self._ahead.append(coming)
         processes = self._processes(start, stop)
-        parts = [
-            self._begin_call(block, process, start, rows[at : at + _MOST_IN_A_CALL])
-            for process in range(self._workers)
-            for rows in [np.flatnonzero(processes == process)]
-            for at in range(0, len(rows), _MOST_IN_A_CALL)
-        ]
-        self._ahead.append(_Coming(start, stop, size_px, block, parts))
+        for process in range(self._workers):
+            rows = np.flatnonzero(processes == process)
+            for at in range(0, len(rows), _MOST_IN_A_CALL):
+                self._begin_call(coming, process, rows[at : at + _MOST_IN_A_CALL])
+
+    def _block(self, size_px: int) -> Block:
+        """Always of one size, so that a block fits every batch; what is not written to takes no memory."""
+        try:
+            return lent_block(self._limits, self._workers, self._batch_size * size_px * size_px * 3)
+        except OSError as error:
+            path = self._source.path
+            message = f"{path}: no memory for {self._batch_size} tiles at a time ({error}); pass a smaller --batch_size"
+            raise SlideError(path, "memory", message) from error
 
     def _processes(self, start: int, stop: int) -> NDArray[np.int64]:
         """Which process each tile of a batch is for, int64 (k,): tiles below one another have the same one.
@@ -154,14 +170,13 @@ class TileReads:
         width = min(max(_LEAST_STRIPE, self._batch_size // self._workers), _MOST_IN_A_CALL)
         return np.asarray(columns // width % self._workers)
 
-    def _begin_call(self, block: Block, process: int, start: int, rows: NDArray[np.int64]) -> _Part:
+    def _begin_call(self, coming: _Coming, process: int, rows: NDArray[np.int64]) -> None:
         tiles = self._tiles
         job = _Job(self._source, self._job, self._reader, tiles.size_px, tiles.mpp)
-        places = [(int(row), *tiles.coords[start + row].tolist()) for row in rows]
+        places = [(int(row), *tiles.coords[coming.start + row].tolist()) for row in rows]
         how = (self._source.path, self._limits, self._workers)
-        call = isolated_on(process, *how, _read_some, job, places, block.place)
-        block.written_by(call.outcome)
-        return _Part(rows, call)
+        call = isolated_on(process, coming.block, *how, _read_some, job, places, coming.block.place)
+        coming.parts.append(_Part(rows, call))
 
 
 @dataclass(frozen=True)
@@ -231,7 +246,8 @@ def _read_some(job: _Job, places: list[tuple[int, int, int]], where: Place) -> _
     return _Read(failed, (red, green, blue))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=_MOST_OPEN)
 def _kept_open(job: _Job) -> Slide:
-    """A slide, opened once a process and job, beside the next one, which is begun before this one ends."""
+    """A slide, opened once a process and job, beside those of other jobs; closed when it is let go."""
+    forgotten_when_idle(_kept_open.cache_clear)
     return job.source.open(job.reader)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyramids import spoil_tile, waves, write_jpeg_pyramid, write_pyramid
 
 from pathfm.errors import InputError, TileUnreadableError
-from pathfm.readers.direct import DirectReader
+from pathfm.readers.direct import DirectReader, TileCache
 from pathfm.readers.tiledjpeg import tiled_jpegs
 from pathfm.slide import Slide, open_slide
 from pathfm.sources import SlideSource
@@ -128,13 +128,29 @@ def test_each_jpeg_tile_is_decoded_once_where_tiles_are_visited_row_by_row(
 
 def test_the_cache_stays_within_its_bytes(files: dict[str, Path]) -> None:
     most = 4 * 240 * 240 * 3
-    with DirectReader(files["rgb-240"], [(1024, 768)], most) as reader:
-        held = []
+    cache, held = TileCache(most), []
+    with DirectReader(files["rgb-240"], [(1024, 768)], cache) as reader:
         for y in range(0, 668, 37):
             for x in range(0, 924, 37):
                 assert reader.read(0, (x, y), (100, 100), 1, None) is not None
-                held.append(reader.cached_bytes)
+                held.append(cache.bytes)
     assert 0 < max(held) <= most
+    assert cache.bytes == 0  # the slide is closed
+
+
+def test_slides_share_one_cache_and_never_each_others_tiles(files: dict[str, Path]) -> None:
+    cache = TileCache(1 << 26)
+    size = [(1024, 768)]
+    one, other = (DirectReader(files[name], size, cache) for name in ("rgb-240", "rgb-bigtiff"))
+    with one, open_slide(files["420"]) as third:
+        for reader in (one, other):
+            reader.read(0, (0, 0), (500, 500), 1, None)
+        held = cache.bytes
+        other.close()
+        assert 0 < cache.bytes < held
+        assert third.read_tile(0, 0, 500, MPP).shape == (500, 500, 3)
+        del other
+    assert cache.bytes == 0
 
 
 def test_a_level_that_openslide_interpolates_is_left_to_it(tmp_path: Path) -> None:
@@ -293,11 +309,16 @@ def test_a_directory_of_junk_is_no_tiles_and_no_crash(
     assert caplog.text == ""  # which might be of the patient
 
 
-def test_an_out_of_another_shape_is_an_error_and_not_lost(pairs: dict[str, tuple[Slide, Slide]]) -> None:
+def test_an_out_that_is_no_tile_is_an_error_and_not_lost(pairs: dict[str, tuple[Slide, Slide]]) -> None:
     for slide in pairs["420"]:
         for downsample in (1, 2, 1.5):
-            with pytest.raises(ValueError, match="shape"):
+            with pytest.raises(ValueError, match="a tile is writeable uint8"):
                 slide.read_tile(0, 0, 64, MPP * downsample, np.empty((60, 64, 3), np.uint8))
+            fixed = np.empty((64, 64, 3), np.uint8)
+            fixed.flags.writeable = False
+            for out in (np.empty((64, 64, 3), np.int32), fixed):
+                with pytest.raises(ValueError, match="a tile is writeable uint8"):
+                    slide.read_tile(0, 0, 64, MPP * downsample, out)
 
 
 def test_closed_slides_leave_no_descriptor(files: dict[str, Path]) -> None:

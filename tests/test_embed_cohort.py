@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from pathfm import embed_cohort
 from pathfm.backbones import LoadedBackbone
 from pathfm.embed import SlideUnderway, extract_slide
 from pathfm.embed_cohort import embed_slides
-from pathfm.errors import BackboneError
+from pathfm.errors import BackboneError, EmbeddingsBusyError
 from pathfm.journal import claimed
 from pathfm.sources import find_slides
 
@@ -24,6 +27,15 @@ if TYPE_CHECKING:
     from pathfm.sources import SlideSource
 
 PATIENCE_S = 60
+
+
+def is_free(part: Path) -> bool:
+    """Whether nobody has claimed what a journal is for."""
+    try:
+        with claimed(part, wait=False):
+            return True
+    except EmbeddingsBusyError:
+        return False
 
 
 class Steps:
@@ -114,11 +126,13 @@ def test_slides_that_fail_in_any_step_are_listed_in_order_and_cost_no_other(
         broken.write_bytes(b"no slide")
     everything = find_slides([sources[0].path.parent])
     mixed = sorted(everything, key=lambda source: source.slide_id[::-1])  # broken0, s0, broken1, s1, s2
-    result = embed_slides(mixed, small_work(4), tmp_path / "out", tmp_path / "failures.csv")
+    told: list[list[str]] = []
+    work, out = small_work(4), tmp_path / "out"
+    result = embed_slides(mixed, work, out, lambda some: told.append([failure.slide_id for failure in some]))
     assert result.done == ("s0", "s1", "s2")
     assert [failure.slide_id for failure in result.failed] == ["broken0", "broken1"]
-    rows = (tmp_path / "failures.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in rows] == ["broken0", "broken1"]
+    assert told[0] == ["broken0"]
+    assert told[-1] == ["broken0", "broken1"]
 
 
 def test_a_run_that_ends_early_lets_go_of_what_it_had_begun(
@@ -135,16 +149,36 @@ def test_a_run_that_ends_early_lets_go_of_what_it_had_begun(
         with pytest.raises(BackboneError, match="gone"):
             embed_slides(sources, work, tmp_path / "out")
     assert ("embed", "s1") not in steps.began
-
-    def is_free() -> bool:
-        try:
-            with claimed(tmp_path / "out" / "s1.part", wait=False):
-                return True
-        except embed_cohort.EmbeddingsBusyError:
-            return False
-
-    assert wait_for(is_free, PATIENCE_S)
+    assert wait_for(lambda: is_free(tmp_path / "out" / "s1.part"), PATIENCE_S)
     assert embed_slides(sources, work, tmp_path / "out").done == ("s0", "s1", "s2")
+
+
+def test_a_wait_that_is_interrupted_lets_go_of_the_slide_it_waited_for(
+    sources: list[SlideSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C in a notebook, which keeps the error and with it all that the run held."""
+    work, begin = small_work(4), embed_cohort.begin_slide
+    began, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any, **more: Any) -> SlideUnderway | None:
+        began.set()
+        assert may_go_on.wait(PATIENCE_S)
+        return begin(*arguments, **more)
+
+    def interrupt() -> None:
+        began.wait(PATIENCE_S)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_cohort, "begin_slide", slowly)
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt) as kept:
+            embed_slides(sources, work, tmp_path / "out")
+        may_go_on.set()
+    assert wait_for(lambda: not list((tmp_path / "out").glob("s0.part")) or is_free(tmp_path / "out" / "s0.part"))
+    assert embed_slides(sources, work, tmp_path / "out").done == ("s0", "s1", "s2")
+    assert kept.value is not None
 
 
 def test_a_batch_is_journalled_once_its_embeddings_are_here_also_when_they_come_late(

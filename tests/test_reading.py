@@ -6,18 +6,23 @@ import logging
 import os
 import resource
 import sys
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from pyramids import spoil_tile, waves, write_pyramid
+from runs import wait_for
 from stubs import Stub, Watched
 
 from pathfm.errors import SlideError
-from pathfm.isolation import Limits
+from pathfm.isolation import Limits, isolated
 from pathfm.reading import Reading, has_changed, identify, survey
 from pathfm.slide import open_slide
 from pathfm.slidefiles import slide_digest
@@ -25,9 +30,6 @@ from pathfm.sources import SlideSource
 from pathfm.tilereads import TileReads
 from pathfm.tiles import Tiles, TileSpec
 from pathfm.tissue import TissueSpec
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LIMITS = Limits(memory_gib=1.0)
 SPEC = TileSpec(64, 0.5, 64, 0.0)
@@ -191,6 +193,50 @@ def _remove(path: Path) -> None:
 
 def _cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
+
+
+def test_a_slide_of_nothing_but_hanging_tiles_costs_the_next_one_little(whole: SlideSource, tmp_path: Path) -> None:
+    slow = Watched("slow", whole.path, notes=tmp_path / "notes", tile_s=60)
+    reads = TileReads(slow, grid(), 64, 1, replace(LIMITS, deadline_s=1.0))
+    with pytest.raises(SlideError):
+        next(reads)
+    started_s = time.monotonic()
+    assert len(next(TileReads(whole, grid(), 64, 1, LIMITS)).pixels) == 64
+    assert time.monotonic() - started_s < 5
+
+
+def test_readers_that_two_threads_are_the_first_to_want_are_the_same_ones(whole: SlideSource, tmp_path: Path) -> None:
+    other = SlideSource("other", write_pyramid(tmp_path / "other.tiff", 255 - waves(512, 512, 0.5), 0.5, (16,)))
+    with open_slide(whole.path) as slide:
+        tiles = np.stack([slide.read_tile(x, y, 64, 0.5) for x, y in grid().coords.tolist()])
+    for number in range(5):
+        limits = replace(LIMITS, memory_gib=1.25 + number / 1024)  # which nobody had yet
+        start = threading.Barrier(2)
+
+        def read(source: SlideSource, limits: Limits = limits, start: threading.Barrier = start) -> Any:
+            start.wait()
+            return np.concatenate([batch.pixels.copy() for batch in TileReads(source, grid(), 16, 1, limits)])
+
+        with ThreadPoolExecutor(2) as pool:
+            one, two = pool.map(read, (whole, other))
+        assert np.array_equal(one, tiles)
+        assert np.array_equal(two, 255 - tiles)
+
+
+def test_a_reader_with_nothing_to_do_closes_its_slides(whole: SlideSource) -> None:
+    if sys.platform != "linux":
+        pytest.skip("/proc says which files a process has open")
+    limits = replace(LIMITS, memory_gib=1.5)
+    for _ in TileReads(whole, grid(), 64, 1, limits):
+        pass
+    pid = isolated(whole.path, limits, 1, os.getpid).result()
+
+    def is_open() -> bool:
+        files = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+        return str(whole.path) in files
+
+    assert is_open()
+    assert wait_for(lambda: not is_open(), 30)
 
 
 @pytest.mark.parametrize(("change", "reason"), [(_remove, "unreadable"), (_cut, "truncated")])

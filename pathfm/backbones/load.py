@@ -15,7 +15,7 @@ from pathfm.backbones.network import build_network, with_model_facts
 from pathfm.backbones.pending import Pending, sent
 from pathfm.backbones.transform import to_input, transform_facts
 from pathfm.backbones.weights import state_sha256
-from pathfm.errors import InputError
+from pathfm.errors import BackboneError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +62,23 @@ class LoadedBackbone:
 
         Returns:
             What will have the embeddings, row by row.
+
+        Raises:
+            BackboneError: it does not run, as where a device has no memory left.
         """
         if not len(tiles):
             return Pending(torch.empty(0, self.row.dim or 0), self.row, self.precision)
         while len(self._in_flight) >= _MOST_IN_FLIGHT:
             self._in_flight.popleft().wait()
-        embeddings = self.run(to_input(sent(tiles, self.device), self.row))
+        try:
+            embeddings = self.run(to_input(sent(tiles, self.device), self.row))
+        except RuntimeError as error:  # such as no memory left on a GPU
+            said = " ".join(str(error).split())[:300]
+            message = (
+                f"backbone {self.row.name} does not run on {self.device} by {self.engine} ({said});"
+                " pass a smaller --batch_size, or another --engine"
+            )
+            raise BackboneError(message) from error
         pending = Pending(embeddings, self.row, self.precision)
         if not pending.done():
             self._in_flight.append(pending)
@@ -112,9 +123,9 @@ def load_backbone(
     """
     where = resolve_device(device)
     named = find_backbone(name)
-    if where.type == "cpu":
-        keep_activations_mapped()
     model = build_network(named)
+    if where.type == "cpu" and any(True for _ in model.parameters()):
+        keep_activations_mapped()
     row = with_model_facts(named, model)
     if precision is None:
         precision = row.precision if where.type == "cuda" else "float32"

@@ -56,10 +56,13 @@ def require_tiles(row: Backbone, size_px: int, mpp: float, *, allow_mismatch: bo
     """Refuses tiles that a backbone was not made for; mpp may be off by 1 %.
 
     Raises:
-        TileSpecMismatchError: names both, and the flag that lets it pass; below `least_px` nothing does.
+        TileSpecMismatchError: names both, and the flag that lets it pass; below `least_px`, or what is cut out of it, nothing does.
     """
     if size_px < row.least_px:
         message = f"backbone {row.name} needs tiles of {row.least_px} px or more, not {size_px}; raise --tiles.size_px"
+        raise TileSpecMismatchError(message)
+    if row.crop_px is not None and (row.resize_px or size_px) < row.crop_px:
+        message = f"backbone {row.name} looks at the {row.crop_px} px in the middle of a tile, more than {size_px}; raise --tiles.size_px"
         raise TileSpecMismatchError(message)
     wrong_size = row.size_px is not None and size_px != row.size_px
     fitting = (row.mpp, *row.other_mpp) if row.mpp is not None else (mpp,)

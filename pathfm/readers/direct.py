@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,13 +24,60 @@ if TYPE_CHECKING:
     from pathfm.readers.tiledjpeg import Jpeg, TiledJpeg
 
 CACHE_BYTES = 64 << 20
-"""Of decoded JPEG tiles that each open slide keeps: a row of them, 256 px high, over 87,000 px of tissue."""
+"""Of decoded JPEG tiles that a process keeps, of all its open slides: a row of them, 256 px high, over 87,000 px of tissue."""
 
 Place = tuple[tuple[int, int], tuple[int, int]]
 """((x, y), (width, height)) in pixels of a level."""
 
-_Key = tuple[int, int, int]  # level, index of the tile, factor
+_Key = tuple[int, int, int, int]  # number of the reader, level, index of the tile, factor
 _HEAVIEST = 5
+
+
+class TileCache:
+    """Decoded tiles of any number of readers, those that were used last, up to a number of bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self.bytes = most_bytes, 0
+        self._kept: OrderedDict[_Key, NDArray[np.uint8]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._gone: deque[int] = deque()
+
+    def get(self, key: _Key) -> NDArray[np.uint8] | None:
+        """What was put there, None where that is gone."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def put(self, key: _Key, pixels: NDArray[np.uint8]) -> None:
+        """Keeps pixels; what was not used for longest goes."""
+        with self._lock:
+            self._drop_gone()
+            before = self._kept.pop(key, None)  # another thread may have been first
+            self.bytes += pixels.nbytes - (0 if before is None else before.nbytes)
+            self._kept[key] = pixels
+            while self.bytes > self.most_bytes:
+                self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def drop(self, reader: int) -> None:
+        """Lets go of what one reader has put there."""
+        self.drop_later(reader)
+        with self._lock:
+            self._drop_gone()
+
+    def drop_later(self, reader: int) -> None:
+        """The same, when something is put there next; takes no lock, for Python may clear away in the middle of anything."""
+        self._gone.append(reader)
+
+    def _drop_gone(self) -> None:
+        gone = {self._gone.popleft() for _ in range(len(self._gone))}
+        for key in [key for key in self._kept if key[0] in gone] if gone else ():
+            self.bytes -= self._kept.pop(key).nbytes
+
+
+_shared_cache = TileCache(CACHE_BYTES)
+_numbers = count()
 
 
 class DirectReader:
@@ -40,14 +88,15 @@ class DirectReader:
 
     name = "direct"
 
-    def __init__(self, path: Path, level_sizes: Sequence[tuple[int, int]], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, path: Path, level_sizes: Sequence[tuple[int, int]], cache: TileCache = _shared_cache) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._close = weakref.finalize(self, os.close, self._descriptor)
         self._sizes = level_sizes
         self._lock = threading.Lock()
         self._pages: list[TiledJpeg | None] | None = None
         self._heaviest: list[Jpeg | None] = []
-        self._cache = _Cache(cache_bytes)
+        self._cache, self._number = cache, next(_numbers)
+        weakref.finalize(self, cache.drop_later, self._number).atexit = False
 
     def __enter__(self) -> DirectReader:
         return self
@@ -58,14 +107,10 @@ class DirectReader:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; no thread may be reading."""
+        """Closes the file and lets go of its tiles; no thread may be reading."""
+        self._cache.drop(self._number)
         self._descriptor = -1  # which no other file ever has
         self._close()
-
-    @property
-    def cached_bytes(self) -> int:
-        """Of the tiles that are kept."""
-        return self._cache.bytes
 
     def places(self, level: int) -> list[Place]:
         """Squares that cross JPEG tiles, to compare this reader by: at the far edge, and where tiles are heaviest.
@@ -117,7 +162,7 @@ class DirectReader:
         width, height = page.tile[0] // in_tiles, page.tile[1] // in_tiles
         for row in range(top // height, -(-(top + shape[0]) // height)):
             for column in range(left // width, -(-(left + shape[1]) // width)):
-                piece = self._piece(page, (level, row * page.columns + column, in_tiles), keep=keep)
+                piece = self._piece(page, (self._number, level, row * page.columns + column, in_tiles), keep=keep)
                 if piece is None:
                     return None
                 _paste(pixels, piece, column * width - left, row * height - top)
@@ -136,7 +181,7 @@ class DirectReader:
         found = self._cache.get(key)
         if found is not None:
             return found
-        level, index, factor = key
+        _, level, index, factor = key
         jpeg = self._jpeg(page, level, index)
         if jpeg is None:
             return None
@@ -188,30 +233,6 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-
-
-class _Cache:
-    """What was used last, up to a number of bytes."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.bytes = most_bytes, 0
-        self._kept: OrderedDict[_Key, NDArray[np.uint8]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: _Key) -> NDArray[np.uint8] | None:
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
-
-    def put(self, key: _Key, pixels: NDArray[np.uint8]) -> None:
-        with self._lock:
-            before = self._kept.pop(key, None)  # another thread may have been first
-            self.bytes += pixels.nbytes - (0 if before is None else before.nbytes)
-            self._kept[key] = pixels
-            while self.bytes > self.most_bytes:
-                self.bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
 def _paste(pixels: NDArray[np.uint8], piece: NDArray[np.uint8], x: int, y: int) -> None:

@@ -121,7 +121,7 @@ def tiled_jpegs(descriptor: int) -> list[TiledJpeg]:
             tifffile.TiffFile(file, name="slide") as tiff,
         ):
             return [known for page in islice(tiff.pages, _MOST_PAGES) if (known := _known(page))]
-    except (tifffile.TiffFileError, *HOSTILE):
+    except (tifffile.TiffFileError, MemoryError, *HOSTILE):  # memory: a tag that claims gigabytes, and is none of ours
         return []
 
 

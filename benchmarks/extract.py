@@ -59,7 +59,8 @@ VARIANTS = ("plain", "forward", "pathfm", "pathfm, openslide")
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slides", type=int, default=4, help="generated slides of 6,000 x 6,000 pixels")
+    parser.add_argument("--slides", type=int, default=2, help="how many are generated")
+    parser.add_argument("--side", type=int, default=12_000, help="of a slide, in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
     parser.add_argument("--threads", type=int, default=2, help="of torch, and processes that read")
     parser.add_argument("--device", default="cpu")
@@ -74,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for number in range(arguments.slides):
-            slide(folder / "slides", replace(MID, name=f"slide{number}", width=6000, height=6000))
+            slide(folder / "slides", replace(MID, name=f"slide{number}", width=arguments.side, height=arguments.side))
         model = timm.create_model("resnet50", num_classes=0)
         timm.models.save_for_hf(model, folder / "resnet50", safe_serialization=True)
         rates: dict[str, list[float]] = {name: [] for name in VARIANTS}

@@ -17,7 +17,6 @@ import torch
 
 from pathfm.backbones import BACKBONES, Backbone, resolve_device
 from pathfm.confined import Outcome, die_with_the_program, pickled
-from pathfm.embed import ExtractWork, forget_backbone
 from pathfm.embed_cohort import ExtractResult, embed_slides
 from pathfm.embeddings import embeddings_folder_name
 from pathfm.errors import BackboneError, InputError, SlideError
@@ -26,6 +25,7 @@ from pathfm.isolation import cancelled_after, usable_cores
 from pathfm.progress import log_lines_only, logger, progress
 from pathfm.reading import counted_tiles
 from pathfm.scrub import Scrubber, scrubbers, scrubbing
+from pathfm.work import ExtractWork, forget_backbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,20 +14,22 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
-from pathfm.embed import backbone_of, begin_slide
+from pathfm.embed import begin_slide
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import EmbeddingsBusyError, EmbeddingsError, SlideError
 from pathfm.failures import Failure
 from pathfm.files import is_disk_full
 from pathfm.progress import logger, progress
 from pathfm.stale import set_aside_if_withdrawn
+from pathfm.work import backbone_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pathfm.embed import Extracted, ExtractWork, SlideUnderway
+    from pathfm.embed import SlideUnderway
     from pathfm.sources import SlideSource
+    from pathfm.work import Extracted, ExtractWork
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathfm.backbones import Engine, Precision, find_backbone, require_tiles
 from pathfm.devices import FAILURES, devices_of, extract_slides
-from pathfm.embed import ExtractWork, extract_slide, loaded_backbone
+from pathfm.embed import extract_slide
 from pathfm.embed_cohort import ExtractResult
 from pathfm.embeddings import embeddings_folder_name, recipe_differences
 from pathfm.errors import EmbeddingsStaleError, InputError, SlidesFailedError
@@ -22,6 +22,7 @@ from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
+from pathfm.work import ExtractWork, loaded_backbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,21 +97,8 @@ def extract(
     with private_run(pseudonymise, out, slides=slides, outlines=outlines) as names:
         sources = find_slides(slides, mpp_override, names)
         with log_to(out / "pathfm-extract.log"):
-            work = plan_extraction(
-                backbone,
-                tiles,
-                tissue,
-                outlines,
-                device,
-                precision,
-                engine,
-                batch_size,
-                workers,
-                reader,
-                digest,
-                max_failed_share,
-                limits,
-            )
+            reading = (workers, reader, digest, max_failed_share, limits)
+            work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, engine, batch_size, *reading)
             result = extract_slides(sources, work, out)
         if result.failed:
             raise SlidesFailedError(len(result.failed), len(sources), out / FAILURES)

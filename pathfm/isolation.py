@@ -7,30 +7,26 @@ and end with it. Each has a pipe and a thread here to itself, so a death leaves 
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 from collections import deque
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from pathfm.confined import Outcome, answer_calls
-from pathfm.errors import InputError, SlideError
+from pathfm.errors import InputError
+from pathfm.process import Process
 from pathfm.progress import logger
 from pathfm.sharedmemory import SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from pathfm.confined import Outcome
     from pathfm.sharedmemory import Block
 
 P = ParamSpec("P")
@@ -39,17 +35,8 @@ T = TypeVar("T")
 _MOST_WORKERS = 16
 _WHOLE_SLIDE_DEADLINES = 20
 _LEAST_GIB = 1.0  # what the libraries themselves map
-_MOST_GIB, _MOST_S = 1e6, 1e6  # what the system can be told
-_STARTS, _START_S = 3, 300.0
-_DYING_S = 5.0
-_LAST_WORDS_BYTES = 1 << 12
-_OUT_OF_MEMORY = "failed to allocate"  # the last words of GLib, and so of OpenSlide
-# One reader a core. The many threads of a large machine would also have each their share of the address space.
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-_PROGRAM = (
-    f"import sys; sys.path[:] = sys.argv[4:]; from {answer_calls.__module__} import {answer_calls.__name__} as answer;"
-    " answer(*map(int, sys.argv[1:4]))"
-)
+_MOST_GIB = 1e6  # what the system can be told
+_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -252,14 +239,14 @@ class _Waiting:
 def _look_after_one(team: _Team, number: int) -> None:
     """Has one process after the other answer calls; they are started when they are needed."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C reaches the group, we answer it
-    process: _Process | None = None
+    process: Process | None = None
     while True:
         call = team.waiting.take(number)
         if not call.outcome.set_running_or_notify_cancel():
             continue
         try:
             process = _taking_up(call.message, process, team)
-            outcome = process.outcome(call.path, call.limits)
+            outcome = process.outcome(call.path, call.limits.deadline_s)
         except Exception as error:  # noqa: BLE001 - whoever waits for the call gets it
             if process is not None:
                 process.end()  # before the call counts as over: it may still write to shared memory
@@ -270,12 +257,12 @@ def _look_after_one(team: _Team, number: int) -> None:
         del call  # and what its outcome holds, while this waits for the next
 
 
-def _taking_up(message: bytes, process: _Process | None, team: _Team) -> _Process:
+def _taking_up(message: bytes, process: Process | None, team: _Team) -> Process:
     """The process that has taken a call up: another, where this one has died since the last call."""
     said = ""
     for _ in range(_STARTS):
         try:
-            process = process or _Process(team)
+            process = process or Process(team.memory.descriptor, team.limit_bytes)
             process.take_up(message)
         except (EOFError, OSError) as error:
             said = process.ending() if process else str(error)
@@ -286,88 +273,3 @@ def _taking_up(message: bytes, process: _Process | None, team: _Team) -> _Proces
             return process
     problem = f"the processes that read slides cannot be started ({said}); free some memory, or install pathfm again"
     raise InputError(problem)
-
-
-class _Process:
-    """A process that answers one call after the other."""
-
-    def __init__(self, team: _Team) -> None:
-        with ExitStack() as opened:
-            self._pipe, theirs = map(opened.enter_context, Pipe())
-            self._stderr = opened.enter_context(tempfile.TemporaryFile("a+b"))
-            passed = [theirs.fileno(), team.memory.descriptor]
-            words = [_PROGRAM, *map(str, [*passed, team.limit_bytes, *sys.path])]
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=self._stderr,
-                stderr=self._stderr,
-                pass_fds=passed,
-                env=os.environ | _ENVIRONMENT,
-            )
-            theirs.close()
-            self._opened = opened.pop_all()
-        atexit.register(self.end)  # macOS does not end it with us
-
-    def take_up(self, message: bytes) -> None:
-        """Returns once it has what it needs for the call: its imports are not on the call's time.
-
-        Raises:
-            EOFError: it has died.
-            OSError: it has died, or takes minutes.
-        """
-        if os.fstat(self._stderr.fileno()).st_size:
-            self._stderr.truncate(0)  # what was said of another slide
-        self._pipe.send_bytes(message)
-        if not self._pipe.poll(_START_S):
-            raise TimeoutError
-        self._pipe.recv_bytes()
-
-    def outcome(self, path: Path, limits: Limits) -> Outcome[Any]:
-        """The outcome of the call that it has taken up.
-
-        Raises:
-            SlideError: it took too long, died, or asked for too much; it cannot be used further.
-        """
-        try:
-            message = b""
-            while not message:  # which is a sign of life
-                if not self._pipe.poll(min(limits.deadline_s, _MOST_S)):
-                    problem = f"was not read within {limits.deadline_s:g} s; copy it to a faster disk, or pass a larger --limits.deadline_s"
-                    raise SlideError(path, "timeout", f"{path} {problem}")
-                message = self._pipe.recv_bytes()
-            outcome: Outcome[Any] = pickle.loads(message)  # noqa: S301 - of our own process
-        except (EOFError, OSError) as error:
-            ending = self.ending()
-            if _OUT_OF_MEMORY in ending:
-                raise _too_large(path, limits) from error
-            problem = f"made its reader crash ({ending}); copy the slide again, or convert it to a pyramidal TIFF"
-            raise SlideError(path, "crash", f"{path} {problem}") from error
-        if isinstance(outcome.error, MemoryError):
-            raise _too_large(path, limits) from outcome.error
-        return outcome
-
-    def ending(self) -> str:
-        """How it ended, in words, with its last words."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_DYING_S)
-        code = self._process.returncode
-        how = f"exit code {code}" if code is None or code >= 0 else signal.strsignal(-code) or f"signal {-code}"
-        if code == -signal.SIGKILL:
-            how += ", as the system does where memory runs out"
-        self._stderr.seek(max(0, os.fstat(self._stderr.fileno()).st_size - _LAST_WORDS_BYTES))
-        said = self._stderr.read().decode("utf-8", "replace").split("\n")
-        return ": ".join([how, *[line.strip() for line in said if line.strip()][-1:]])
-
-    def end(self) -> None:
-        """Kills it; one that waits for a dead disk dies when that answers, and is not waited for."""
-        atexit.unregister(self.end)
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_DYING_S)
-        self._opened.close()
-
-
-def _too_large(path: Path, limits: Limits) -> SlideError:
-    problem = f"needs more than {limits.memory_gib:g} GiB to be read; pass a larger --limits.memory_gib, or convert it"
-    return SlideError(path, "memory", f"{path} {problem}")

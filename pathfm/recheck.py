@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pathfm.embed import backbone_of
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import SlideError
 from pathfm.reading import has_changed, survey
 from pathfm.slidefiles import digest_kind
 from pathfm.tilereads import TileReads
+from pathfm.work import backbone_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pathfm.backbones import LoadedBackbone
-    from pathfm.embed import ExtractWork
     from pathfm.embeddings import Embeddings
     from pathfm.isolation import Limits
     from pathfm.reading import Survey
     from pathfm.sources import SlideSource
     from pathfm.tiles import Tiles
+    from pathfm.work import ExtractWork
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.02}
 """Largest distance of a row from its tile's embedding, by precision, as a share of the row's length.

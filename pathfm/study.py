@@ -115,21 +115,8 @@ def run(
         _require_plan(table, label, folds, head, training.seed)
         sources = find_slides([cohort], mpp_override, names)
         with log_to(out / "pathfm.log"):
-            work = plan_extraction(
-                backbone,
-                tiles,
-                tissue,
-                outlines,
-                device,
-                precision,
-                engine,
-                batch_size,
-                workers,
-                reader,
-                digest,
-                max_failed_share,
-                limits,
-            )
+            reading = (workers, reader, digest, max_failed_share, limits)
+            work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, engine, batch_size, *reading)
             extracted = extract_slides(sources, work, out / "embeddings")
             write_failures(out / "failures.csv", [*extracted.failed, *extracted.empty])
             _require_some(table, len(sources), extracted.failed)

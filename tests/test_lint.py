@@ -41,7 +41,7 @@ YAML = ("yaml.safe_load", "yaml.safe_dump", "yaml.dump", "yaml.YAMLError")
 # Where a ban does not hold, and how often; an entry that nobody needs any more is an error too.
 ALLOWED = {
     ("confined.py", "pickle.loads"): 2,  # from the program that started it, and its own
-    ("isolation.py", "pickle.loads"): 1,  # from the process that it started
+    ("process.py", "pickle.loads"): 1,  # from the process that it started
     ("devices.py", "pickle.loads"): 2,  # from the program that started it, and from the process that it started
     ("cli.py", "importlib.import_module"): 1,  # the names in its own table
     ("backbones/network.py", "importlib.import_module"): 1,  # the class in a row of the table

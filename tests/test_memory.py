@@ -19,7 +19,10 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process holds"),
 ]
 
-# Run as `python -c`: prints what the process held, in MiB, after each of its runs, and at most.
+CACHE_MIB = 64  # of decoded tiles that a reading process keeps
+
+# Run as `python -c`: prints what the process held, in MiB, after each of its runs, and at most; then the most that one of
+# its reading processes did.
 PROGRAM = """
 import re, sys
 from dataclasses import replace
@@ -28,8 +31,8 @@ from pathfm.extract import extract_slides, plan_extraction
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 
-def held(what):
-    return int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+def held(what, pid="self"):
+    return int(re.search(what + r":\\s+(\\d+)", Path(f"/proc/{pid}/status").read_text())[1]) // 1024
 
 slide, out, *counts = sys.argv[1:]
 (source,) = find_slides([Path(slide)])
@@ -42,6 +45,8 @@ for count in map(int, counts):
     done = count
     print(held("VmRSS"), flush=True)
 print(held("VmHWM"))
+readers = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
+print(max(held("VmHWM", pid) for pid in readers))
 """
 
 
@@ -76,15 +81,17 @@ def memory_mib(slide: Path, out: Path, *counts: int) -> list[int]:
 
 
 def test_a_slide_of_many_times_the_tiles_takes_hardly_more_memory(tmp_path: Path) -> None:
-    small, large = (
-        memory_mib(write_square(tmp_path / f"{side}.tiff", side), tmp_path / str(side), 1)[-1] for side in (2048, 20480)
+    (_, small, reader_of_small), (_, large, reader_of_large) = (
+        memory_mib(write_square(tmp_path / f"{side}.tiff", side), tmp_path / str(side), 1) for side in (2048, 20480)
     )
     print(f"peak of 1,024 tiles {small} MiB, of 102,400 tiles {large} MiB")
+    print(f"of a reading process {reader_of_small} and {reader_of_large} MiB")
     assert large < 1.3 * small
+    assert reader_of_large < reader_of_small + 1.5 * CACHE_MIB
 
 
 def test_a_long_cohort_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
-    after_40, after_100, after_200, _ = memory_mib(
+    after_40, after_100, after_200, *_ = memory_mib(
         write_square(tmp_path / "a.tiff", 1024), tmp_path / "out", 40, 100, 200
     )
     print(f"held after 40 slides {after_40} MiB, after 100 {after_100}, after 200 {after_200}")

@@ -58,7 +58,7 @@ class SharedMemory:
     def __init__(self) -> None:
         self.descriptor = _nameless_file()
         self._lock = threading.Lock()
-        self._size, self._n_lent = 0, 0
+        self._size = 0
         self._free: dict[int, list[tuple[Place, NDArray[np.uint8]]]] = {}
         # Appended to wherever Python finds that nothing refers to a block, also in the middle of `lend`: without a lock.
         self._returned: deque[tuple[Place, NDArray[np.uint8]]] = deque()
@@ -72,12 +72,7 @@ class SharedMemory:
         with self._lock:
             self._take_back()
             free = self._free.get(n_bytes)
-            if not free and not self._n_lent:
-                self._free.clear()  # of other sizes: a run with other tiles is over
-                os.ftruncate(self.descriptor, 0)
-                self._size = 0
             place, memory = free.pop() if free else self._grown(n_bytes)
-            self._n_lent += 1
         block = Block(place, memory)
         weakref.finalize(block, self._returned.append, (place, memory)).atexit = False
         return block
@@ -86,7 +81,6 @@ class SharedMemory:
         while self._returned:
             place, memory = self._returned.popleft()
             self._free.setdefault(place.n_bytes, []).append((place, memory))
-            self._n_lent -= 1
 
     def _grown(self, n_bytes: int) -> tuple[Place, NDArray[np.uint8]]:
         place = Place(self._size, n_bytes)

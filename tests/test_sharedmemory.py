@@ -92,19 +92,6 @@ def test_blocks_that_python_clears_away_while_another_is_lent_come_back(memory: 
     assert os.fstat(memory.descriptor).st_size < 100 * 8192
 
 
-def test_memory_of_other_sizes_is_given_up_when_nothing_is_lent(memory: SharedMemory) -> None:
-    for n_bytes in (5_000_000, 4_000_000, 3_000_000):
-        blocks = [memory.lend(n_bytes) for _ in range(4)]
-        for block in blocks:
-            block.pixels[:] = 1
-        del block, blocks
-    assert os.fstat(memory.descriptor).st_size <= 4 * 3_002_368
-    kept = memory.lend(3_000_000)
-    kept.pixels[:] = 5
-    memory.lend(1000).pixels[:] = 7
-    assert (kept.pixels == 5).all()
-
-
 def test_memory_does_not_grow_where_blocks_are_given_back(memory: SharedMemory) -> None:
     for value in range(1000):
         memory.lend(10_000).pixels[:] = value % 256

@@ -84,9 +84,7 @@ class Process:
             message = b""
             while not message:  # which is a sign of life
                 if not self._pipe.poll(min(deadline_s, _MOST_S)):
-                    problem = (
-                        f"was not read within {deadline_s:g} s; copy it to a faster disk, or pass a larger --deadline_s"
-                    )
+                    problem = f"was not read within {deadline_s:g} s; copy it to a faster disk, or pass a larger --limits.deadline_s"
                     raise SlideError(path, "timeout", f"{path} {problem}")
                 message = self._pipe.recv_bytes()
             outcome: Outcome[Any] = pickle.loads(message)  # noqa: S301 - of our own process

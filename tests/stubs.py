@@ -160,10 +160,14 @@ class Stub(SlideSource):
 
 @dataclass(frozen=True)
 class Watched(SlideSource):
-    """A slide that notes in a file when it is opened ("o") and when a tile is read ("t"), which may take a while."""
+    """A slide that notes in a file when it is opened ("o") and when a tile is read ("t").
+
+    A tile may take a while, or wait until there is a file.
+    """
 
     notes: Path = Path()
     tile_s: float = 0.0
+    gate: Path | None = None
 
     def open(self, reader: Reader = "auto") -> Slide:
         self._note("o")
@@ -175,7 +179,10 @@ class Watched(SlideSource):
     def _note(self, what: str) -> None:
         with self.notes.open("a") as file:
             file.write(what)
-        time.sleep(self.tile_s if what == "t" else 0)
+        if what == "t":
+            time.sleep(self.tile_s)
+            while self.gate is not None and not self.gate.exists():
+                time.sleep(0.01)
 
 
 def find_stubbed(*given: Any) -> list[SlideSource]:

@@ -218,12 +218,12 @@ def test_what_was_embedded_of_a_slide_before_its_reader_went_is_kept_for_a_bette
 ) -> None:
     paths = [write_slide(tmp_path / "slides" / f"{name}.tiff", seed) for seed, name in enumerate("abc")]
     good = find_slides(paths)
-    work = small_work(limits=Limits(1.0, 1.0), batch_size=4)
+    work = small_work(limits=Limits(3.0, 1.0), batch_size=4)
     clean = extract_slides(good, work, tmp_path / "clean")
     started_s = time.monotonic()
     broken = [good[0], Stub("b", paths[1], deed=deed), good[2]]
     result = extract_slides(broken, work, tmp_path / "out")
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 60
     assert (result.done, [failure.reason for failure in result.failed]) == (("a", "c"), [reason])
     assert (result.folder / "b.part").stat().st_size > 1000
     assert not (result.folder / "b.h5").exists()

@@ -20,7 +20,7 @@ from pathfm.errors import InputError, SlideError
 from pathfm.isolation import Call, Limits, isolated
 
 FILE = Path("slide.tiff")
-QUICK = Limits(deadline_s=1.0, memory_gib=1.0)
+QUICK = Limits(deadline_s=2.0, memory_gib=1.0)
 PATIENT = Limits(deadline_s=60.0, memory_gib=1.0)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent was killed")
 
@@ -64,11 +64,11 @@ def test_a_hang_costs_its_deadline_and_little_more_whatever_waits_behind_it() ->
     for call in calls:
         call.cancel()
     assert begin("").result()
-    assert 1.0 <= time.monotonic() - started_s < 15.0
+    assert 2.0 <= time.monotonic() - started_s < 60.0
 
 
 def test_waiting_for_a_process_is_not_on_a_calls_time() -> None:
-    calls = [begin("", 0.25, QUICK) for _ in range(8)]
+    calls = [begin("", 0.25, QUICK) for _ in range(18)]
     assert all(call.result() for call in calls)
 
 

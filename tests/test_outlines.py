@@ -202,7 +202,7 @@ def test_thousands_of_small_areas_take_no_longer_than_a_moment(tmp_path: Path, l
         expected[y + 1 : y + 3, x + 1 : x + 3] = False
     started_s = time.perf_counter()
     assert np.array_equal(read(tmp_path, large, value), expected)
-    assert time.perf_counter() - started_s < 2  # the whole mask for each took 10 s
+    assert time.perf_counter() - started_s < 6  # the whole mask for each took 10 s
 
 
 def test_an_outline_of_many_long_edges_is_filled_in_little_memory(tmp_path: Path, large: Slide) -> None:

@@ -110,12 +110,14 @@ def test_reading_looks_ahead_only_so_far_and_opens_the_slide_once_a_process(whol
 
 
 def test_tiles_that_are_not_wanted_any_more_are_not_read(whole: SlideSource, tmp_path: Path) -> None:
-    source = Watched(whole.slide_id, whole.path, notes=tmp_path / "notes", tile_s=0.3)
-    batches = TileReads(source, grid(), 4, 2, LIMITS)  # twelve are ahead
-    next(batches)
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    source = Watched(whole.slide_id, whole.path, notes=notes, gate=gate)
+    batches = TileReads(source, grid(), 4, 2, LIMITS)  # eight are ahead, in calls of two tiles
+    assert wait_for(lambda: notes.exists() and notes.read_text().count("t") == 2)  # each process is held at its first
     batches.close()
+    gate.touch()
     next(TileReads(whole, grid(), 64, 2, LIMITS))
-    assert 4 <= source.notes.read_text().count("t") <= 4 + 2 * 2  # calls of two tiles, and two processes at one each
+    assert notes.read_text().count("t") == 4  # the calls that had begun
 
 
 def test_a_batch_keeps_its_pixels_as_long_as_it_is_held_and_its_memory_is_used_again_after_that(
@@ -161,8 +163,8 @@ def test_batches_that_are_larger_than_a_reader_may_map_are_refused_and_large_one
 
 
 def test_each_tile_has_the_deadline_to_itself(whole: SlideSource, tmp_path: Path) -> None:
-    slow = Watched("slow", whole.path, notes=tmp_path / "notes", tile_s=0.4)
-    (batch,) = TileReads(slow, grid(coords=[[0, 0]] * 8), 8, 1, replace(LIMITS, deadline_s=1.0))  # 3.2 s in one call
+    slow = Watched("slow", whole.path, notes=tmp_path / "notes", tile_s=0.5)
+    (batch,) = TileReads(slow, grid(coords=[[0, 0]] * 8), 8, 1, replace(LIMITS, deadline_s=3.0))  # 4 s in one call
     assert len(batch.pixels) == 8
 
 
@@ -178,7 +180,7 @@ def test_a_tile_that_takes_its_reader_along_ends_the_slide_after_the_batches_bef
     whole: SlideSource, deed: str, reason: str
 ) -> None:
     stub = Stub(whole.slide_id, whole.path, deed=deed)
-    batches = TileReads(stub, grid(), 6, 2, replace(LIMITS, deadline_s=1.0))  # the stub's tile is number 36
+    batches = TileReads(stub, grid(), 6, 2, replace(LIMITS, deadline_s=3.0))  # the stub's tile is number 36
     assert [next(batches).start for _ in range(6)] == [0, 6, 12, 18, 24, 30]
     with pytest.raises(SlideError) as caught:
         next(batches)
@@ -202,7 +204,7 @@ def test_a_slide_of_nothing_but_hanging_tiles_costs_the_next_one_little(whole: S
         next(reads)
     started_s = time.monotonic()
     assert len(next(TileReads(whole, grid(), 64, 1, LIMITS)).pixels) == 64
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 30  # a deadline for each of the others would be a minute
 
 
 def test_readers_that_two_threads_are_the_first_to_want_are_the_same_ones(whole: SlideSource, tmp_path: Path) -> None:

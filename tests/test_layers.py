@@ -11,7 +11,7 @@ ROOT = Path(pathfm.__file__).parent
 
 # floor: module -> half ("hinge" may be read by both; from floor 5 up a room may use both)
 HOUSE: dict[int, dict[str, str]] = {
-    0: {"errors": "hinge", "version": "hinge"},
+    0: {"errors": "hinge", "version": "hinge", "licences": "hinge"},
     1: {
         "files": "hinge",
         "guarded": "hinge",
@@ -59,6 +59,7 @@ HOUSE: dict[int, dict[str, str]] = {
         "sources": "imaging",
         "overlay": "imaging",
         "layouts": "hinge",
+        "joined": "hinge",
     },
     4: {
         "fit": "learning",

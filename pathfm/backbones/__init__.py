@@ -7,7 +7,8 @@ from pathfm.backbones.find import backbones, find_backbone
 from pathfm.backbones.load import LoadedBackbone, load_backbone, resolve_device
 from pathfm.backbones.network import build_architecture
 from pathfm.backbones.pending import Pending
-from pathfm.backbones.table import BACKBONES, Backbone, Precision, register_backbone
+from pathfm.backbones.row import Backbone, Precision
+from pathfm.backbones.table import BACKBONES, register_backbone
 from pathfm.backbones.transform import require_tiles
 
 __all__ = [

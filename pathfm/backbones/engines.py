@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from pathfm.backbones.table import Backbone, Precision
+    from pathfm.backbones.row import Backbone, Precision
 
     Forward = Callable[[Tensor], Tensor]
 

@@ -11,7 +11,8 @@ from typing import Any, cast
 import pandas as pd
 
 from pathfm.backbones.network import python_class
-from pathfm.backbones.table import BACKBONES, IMAGENET, Backbone, Rgb, known_backbone
+from pathfm.backbones.row import Backbone, Rgb
+from pathfm.backbones.table import BACKBONES, IMAGENET, known_backbone
 from pathfm.backbones.weights import CONFIG, weights_available, weights_folder
 from pathfm.errors import BackboneError
 

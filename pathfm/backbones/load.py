@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pathfm.backbones.engines import Engine, Forward
-    from pathfm.backbones.table import Backbone, Precision
+    from pathfm.backbones.row import Backbone, Precision
 
 _MOST_IN_FLIGHT = 2  # one computes, the next is copied
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pathfm.backbones.table import Backbone, Library, Output
+    from pathfm.backbones.row import Backbone, Library, Output
 
 # What timm, transformers and the readers of weights raise for files that are damaged or do not fit each other.
 _MISFIT_ERRORS = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pathfm.backbones.table import Backbone, Precision
+    from pathfm.backbones.row import Backbone, Precision
 
 
 class Pending:

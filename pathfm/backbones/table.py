@@ -2,100 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from pathfm.backbones.row import Backbone, Rgb
 from pathfm.errors import InputError, UnknownNameError
-
-Output = Literal["cls", "mean", "cls+mean", "pooled", "layer3"]
-Library = Literal["python", "timm", "transformers"]
-Precision = Literal["float32", "float16", "bfloat16"]
-Rgb = tuple[float, float, float]
 
 IMAGENET: tuple[Rgb, Rgb] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION: tuple[Rgb, Rgb] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 H_OPTIMUS: tuple[Rgb, Rgb] = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)
 LUNIT: tuple[Rgb, Rgb] = (0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """A frozen network from a tile to an embedding, and everything that it expects of a tile.
-
-    Attributes:
-        name: what --backbone says.
-        source: where the weights are: "hf-hub:owner/repo", "local-dir:/folder", or "python:package.module:Class" for a
-            class without arguments whose instances map float32 (b, 3, h, w) to (b, dim).
-        library: what builds the network.
-        revision: branch, tag or commit of the repository.
-        arch: timm architecture, to build it with random weights; "" where the source alone knows.
-        arch_kwargs: its arguments.
-        swiglu: its MLP is a packed SwiGLU, which a configuration file cannot say.
-        output: what of its output is the embedding; "cls+mean" is the class token beside the mean of the patch tokens,
-            "layer3" the mean over the map after the third stage of a ResNet, "pooled" what the model itself pools.
-        prefix_tokens: class and register tokens before the patch tokens; never part of a mean.
-        dim: length of an embedding; None where only the loaded model knows.
-        size_px: width of the tile it was made for; None accepts any.
-        mpp: microns per pixel of that tile; None accepts any.
-        other_mpp: further resolutions that its makers trained it on.
-        least_px: narrowest tile that it can take at all.
-        resize_px: the tile is resized to this width first; None leaves it.
-        crop_px: then its centre of this width is cut out; None leaves it.
-        interpolation: of the resize, always antialiased.
-        mean_std: of RGB in [0, 1], subtracted and divided last; None leaves the values in [0, 1].
-        precision: of its matrix products on a GPU, as its makers or the public toolkits run it; float32 where nobody says.
-        licence: of the weights; "unknown" where nobody states one.
-        gated: its page must be visited before a download; None where sources disagree.
-    """
-
-    name: str
-    source: str
-    library: Library = "timm"
-    revision: str = "main"
-    arch: str = ""
-    arch_kwargs: dict[str, Any] = field(default_factory=dict)
-    swiglu: bool = False
-    output: Output = "cls"
-    prefix_tokens: int = 0
-    dim: int | None = None
-    size_px: int | None = None
-    mpp: float | None = None
-    other_mpp: tuple[float, ...] = ()
-    least_px: int = 8
-    resize_px: int | None = None
-    crop_px: int | None = None
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean_std: tuple[Rgb, Rgb] | None = None
-    precision: Precision = "float32"
-    licence: str = "unknown"
-    gated: bool | None = None
-
-    @property
-    def repo(self) -> str | None:
-        """The repository on the Hugging Face hub, None where there is none."""
-        return self.source.removeprefix("hf-hub:") if self.source.startswith("hf-hub:") else None
-
-    @property
-    def page(self) -> str:
-        """The page where the makers state licence and terms; "" where there is none."""
-        return f"https://huggingface.co/{self.repo}" if self.repo else ""
-
-    @property
-    def default_size_px(self) -> int:
-        """The tile width that is used when none is asked for."""
-        return self.size_px or self.resize_px or 224
-
-    @property
-    def default_mpp(self) -> float:
-        """The resolution that is used when none is asked for: its own, else 0.5, where most of them were trained."""
-        return self.mpp or 0.5
-
-    @property
-    def tile(self) -> str:
-        """What it expects of a tile, in words."""
-        size = f"{self.size_px} px" if self.size_px else "any px"
-        mpp = " or ".join(f"{value:g}" for value in (self.mpp, *self.other_mpp)) if self.mpp else "any"
-        return "any" if not self.size_px and not self.mpp else f"{size} @ {mpp} mpp"
 
 
 BACKBONES: dict[str, Backbone] = {}

@@ -12,7 +12,7 @@ from pathfm.errors import TileSpecMismatchError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pathfm.backbones.table import Backbone
+    from pathfm.backbones.row import Backbone
 
 _MPP_TOLERANCE = 0.01
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from pathfm.errors import WeightsMissingError
 
 if TYPE_CHECKING:
-    from pathfm.backbones.table import Backbone
+    from pathfm.backbones.row import Backbone
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -38,7 +38,7 @@ def test_a_call_runs_in_another_process_which_stays_for_the_next() -> None:
 @pytest.mark.parametrize(
     ("deed", "reason", "said"),
     [
-        ("hangs", "timeout", "was not read within 1 s"),
+        ("hangs", "timeout", "was not read within 2 s"),
         ("segfaults", "crash", "made its reader crash (Segmentation fault"),
         ("aborts", "crash", "made its reader crash (Aborted"),
         ("exits", "crash", "made its reader crash (exit code 3)"),

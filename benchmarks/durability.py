@@ -71,7 +71,7 @@ def line(backbone: str, root: Path) -> str:
         started_s = time.perf_counter()
         result = extract([root / "slide.tiff"], root / "out", backbone=backbone, tiles=spec, device="cpu")
         total_s = time.perf_counter() - started_s
-    n_tiles = len(read_embeddings(result.folder / "slide.h5").coords)
+    n_tiles = len(read_embeddings(result.folders[0] / "slide.h5").coords)
     cost = sum(spent_s)
     name = backbone.rpartition("/")[2]
     return f"{name:<10} {n_tiles:>6} {n_tiles / total_s:>8.1f} {cost / total_s:>10.2%} {1000 * cost / n_tiles:>8.3f}"

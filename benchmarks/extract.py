@@ -127,7 +127,7 @@ def pathfm(folder: Path, arguments: argparse.Namespace, reader: Reader) -> tuple
         started_s = time.perf_counter()
         result = extract_slides(sources, work, Path(scratch, "out"))
         seconds = time.perf_counter() - started_s
-        tiles = sum(len(read_embeddings(path).coords) for path in result.folder.glob("*.h5"))
+        tiles = sum(len(read_embeddings(path).coords) for path in result.folders[0].glob("*.h5"))
     return tiles, seconds
 
 

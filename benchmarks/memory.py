@@ -65,7 +65,7 @@ def one_slide(folder: Path) -> tuple[int, int, int]:
     work = plan_extraction("colour", device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         result = extract_slides(find_slides([folder]), work, Path(scratch))
-        tiles = len(read_embeddings(result.folder / "slide.h5").coords)
+        tiles = len(read_embeddings(result.folders[0] / "slide.h5").coords)
     readers = [memory_mib("VmHWM", pid) for pid in children()]
     return tiles, memory_mib("VmHWM", os.getpid()), max(readers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pathfm.embeddings import read_embeddings
 from pathfm.heads import Bags, pack
+from pathfm.joined import Files, read_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -37,22 +37,24 @@ class Batch(NamedTuple):
 
 
 class BagDataset(Dataset[Bag]):
-    """One item a slide, in the order of the files.
+    """One item a slide, in the order of the files; of a slide with several files the features stand side by side.
 
     A file is opened and its digests proven on first use, then its rows are memory-mapped: what a bag costs is turning
     float16 into float32. `keep` does that once and holds the result, for cohorts that fit into memory several times.
     Works with any torch `DataLoader` that is given `collate`, worker processes included.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None = None, *, keep: bool = False) -> None:
+    def __init__(
+        self, files: Sequence[Path | Files], labels: Sequence[int] | None = None, *, keep: bool = False
+    ) -> None:
         if labels is not None and len(labels) != len(files):
             message = f"{len(files)} files but {len(labels)} labels"
             raise ValueError(message)
-        self.files = list(files)
+        self.files: list[Files] = [(one,) if isinstance(one, Path) else one for one in files]
         self.labels = [UNLABELLED] * len(files) if labels is None else [int(label) for label in labels]
         self.keep = keep
         self._kept: dict[int, Tensor] = {}
-        self._mapped: dict[int, NDArray[np.float16]] = {}
+        self._mapped: dict[int, list[NDArray[np.float16]]] = {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -64,12 +66,13 @@ class BagDataset(Dataset[Bag]):
         """The features of one slide, float32 (n, dim).
 
         Raises:
-            EmbeddingsDamagedError: the file is damaged, or holds a number that is not finite.
+            EmbeddingsDamagedError: a file is damaged, or holds a number that is not finite.
+            EmbeddingsStaleError: files of the slide that are not of the same tiles.
         """
         if index in self._kept:
             return self._kept[index]
         if index not in self._mapped:
-            self._mapped[index] = read_embeddings(self.files[index]).features
+            self._mapped[index] = [part.features for part in read_parts(self.files[index])]
         features = _float32(self._mapped[index])
         if self.keep:
             self._kept[index] = features
@@ -85,16 +88,20 @@ def collate(bags: Sequence[Bag]) -> Batch:
     return Batch(pack([bag.features for bag in bags]), torch.tensor([bag.label for bag in bags], dtype=torch.int64))
 
 
-def _float32(rows: NDArray[np.float16]) -> Tensor:
-    """Rows as float32. The conversion is torch's, which takes a tenth of numpy's time, and the memory is numpy's.
+def _float32(parts: Sequence[NDArray[np.float16]]) -> Tensor:
+    """Rows side by side as float32. The conversion is torch's, a tenth of numpy's time, and the memory is numpy's.
 
-    torch takes no memory that may not be written, as that of the map, hence the block between. numpy asks the system for
-    large pages, torch does not, and on a CPU the faults of small ones cost several times the conversion.
+    torch takes no memory that may not be written, as that of the map, hence the block between; there the rows of several
+    files are laid side by side. numpy asks the system for large pages, torch does not, and on a CPU the faults of small
+    ones cost several times the conversion.
     """
-    features = torch.from_numpy(np.empty(rows.shape, np.float32))
-    block = torch.empty((_BLOCK_ROWS, rows.shape[1]), dtype=torch.float16)
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        some = block[: len(rows) - start]
-        np.copyto(some.numpy(), rows[start : start + len(some)])
-        features[start : start + len(some)] = some
+    n, widths = len(parts[0]), [part.shape[1] for part in parts]
+    features = torch.from_numpy(np.empty((n, sum(widths)), np.float32))
+    block = torch.empty((_BLOCK_ROWS, sum(widths)), dtype=torch.float16)
+    columns = np.split(block.numpy(), np.cumsum(widths)[:-1], axis=1)
+    for start in range(0, n, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, n)
+        for part, some in zip(parts, columns, strict=True):
+            np.copyto(some[: stop - start], part[start:stop])
+        features[start:stop] = block[: stop - start]
     return features

@@ -35,7 +35,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("pathfm.demo:demo", "make a cohort of slides and take it the whole way to a report"),
     "run": ("pathfm.study:run", "slides and labels to a model and a report, from one config file"),
     "doctor": ("pathfm.doctor:doctor", "what this machine can do, and what is wrong with the slides given"),
-    "backbones": ("pathfm.backbones:backbones", "the table of backbones"),
+    "backbones": (
+        "pathfm.backbones:backbones",
+        "the table of backbones, the card of one, or a check of one, your own too",
+    ),
+    "weights pack": ("pathfm.weights:pack_weights", "weights of backbones into a bundle for machines without network"),
+    "weights unpack": ("pathfm.weights:unpack_weights", "a bundle, proven, into the cache of weights"),
+    "probe": ("pathfm.probe:probe", "how well backbones tell labels apart, and how well they tell the site"),
     "tile": ("pathfm.preview:tile", "tissue and tile grid, without a backbone"),
     "extract": ("pathfm.extract:extract", "slides to embeddings files"),
     "import": (
@@ -51,6 +57,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "heatmap": ("pathfm.heatmap:heatmap", "where the model looked: overlay, GeoJSON for QuPath, top tiles"),
     "report": ("pathfm.report:report", "one self-contained HTML file"),
 }
+_GROUPS = {command.partition(" ")[0] for command in COMMANDS if " " in command}
+# The option that the words right after a command are.
+_LEADING = {"weights pack": "--names", "weights unpack": "--bundle"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,15 +130,15 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
-    command, *options = words
-    if command not in COMMANDS:
-        kind = "command"
-        raise UnknownNameError(kind, command, COMMANDS, "pathfm --help says what each does")
+    if words[0] in _GROUPS and (len(words) == 1 or words[1] in ("-h", "--help", "help")):
+        print(_overview(f"{words[0]} "))
+        return 0
+    command, options = _command(words)
     parser, function = command_parser(command)
     settings = _parse(parser, command, options)
     ready = parser.instantiate(settings)
     keywords = {key: value for key, value in ready.items() if key != "config"}
-    if not _writes_one_file(keywords.get("out")):
+    if not (command in _LEADING or _writes_one_file(keywords.get("out"))):  # a bundle holds what it lists, no more
         if keywords.get("pseudonymise"):
             make_folder(Path(keywords["out"]))
             settings = _without_names(settings)
@@ -143,10 +152,23 @@ def _dispatch(words: list[str]) -> int:
     return 0
 
 
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or of two, and its options."""
+    count = 2 if words[0] in _GROUPS else 1
+    command, options = " ".join(words[:count]), words[count:]
+    if command not in COMMANDS:
+        kind = "command"
+        raise UnknownNameError(kind, command, COMMANDS, "pathfm --help says what each does")
+    if command in _LEADING and options and not options[0].startswith("-"):
+        options = [_LEADING[command], *options]
+    return command, options
+
+
 def _without_names(settings: Namespace) -> Namespace:
     """The settings without the paths that may name people; to run from them these have to be said again."""
     shown = settings.clone()
-    for name in ("slides", "cohort", "outlines", "features", "coords", "config", "pseudonymise"):
+    people = ("slides", "cohort", "outlines", "annotations", "images", "features", "coords")
+    for name in (*people, "config", "pseudonymise"):
         if shown.get(name) is not None:
             shown[name] = [WITHHELD] if isinstance(shown[name], list) else WITHHELD
     return shown
@@ -227,6 +249,9 @@ def _gather_lists(words: list[str], list_options: frozenset[str]) -> list[str]:
     gathered: list[str] = []
     while words:
         word, *words = words
+        name, _, value = word.partition("=")
+        if value and name in list_options:
+            word, words = name, [value, *words]
         gathered.append(word)
         if word in list_options:
             count = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
@@ -257,9 +282,11 @@ def _writes_one_file(out: object) -> bool:
     return not isinstance(out, Path) or out.suffix.lower() in (".html", ".htm")
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+def _overview(start: str = "") -> str:
+    """What each command does; of those that start like this."""
+    shown = {name: summary for name, (_, summary) in COMMANDS.items() if name.startswith(start)}
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in shown.items()]
     head = f"pathfm {__version__}: whole-slide images and a table of labels in, a slide-level model and a report out."
     tail = "pathfm COMMAND --help lists the options of one; --config FILE.yaml takes them from a file."
     return "\n".join([head, "", "usage: pathfm COMMAND ...", "", *lines, "", tail])

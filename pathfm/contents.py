@@ -12,6 +12,7 @@ import numpy as np
 from pathfm.errors import EmbeddingsDamagedError
 from pathfm.files import canonical_json, sha256_text
 from pathfm.guarded import damaged
+from pathfm.licences import Licence, licences_in_recipe, licences_of
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = "pathfm-embeddings"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+
+_MOST_LICENCE_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class Embeddings:
         coords: int32 (n, 2), (x, y) of each tile's top-left corner in level-0 pixels; row i belongs to feature i.
         failed: int32 (k, 2), coords of tiles that could not be read; they have no feature.
         mean_rgb: float32 (3,), mean colour of the tissue tiles in 0-255; NaN where n is 0.
+        licences: of the backbone, as it was known when the file was written; not part of the recipe, so that a corrected
+            line makes no file stale. Where none is given, what the recipe of an older file says, else "unknown".
     """
 
     slide_id: str
@@ -57,6 +62,12 @@ class Embeddings:
     coords: NDArray[np.int32]
     failed: NDArray[np.int32]
     mean_rgb: NDArray[np.float32]
+    licences: tuple[Licence, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Leaves no embeddings without a licence: one that is not stated restricts."""
+        if not self.licences:
+            object.__setattr__(self, "licences", licences_in_recipe(self.recipe))
 
     @property
     def recipe_sha256(self) -> str:
@@ -90,6 +101,7 @@ def attributes_of(e: Embeddings, features_sha256: str) -> dict[str, Any]:
         "tissue_sha256": e.tissue_sha256,
         "recipe": canonical_json(e.recipe),
         "recipe_sha256": e.recipe_sha256,
+        "licences": canonical_json([one.facts() for one in e.licences]),
         "versions": canonical_json(e.versions),
         "n_failed": len(e.failed),
         "mean_rgb": np.asarray(e.mean_rgb, dtype="<f4"),
@@ -142,6 +154,7 @@ def embeddings_of(path: Path, attributes: dict[str, Any], data: dict[str, NDArra
         coords=data["coords"],
         failed=data["failed"],
         mean_rgb=np.asarray(attributes["mean_rgb"], dtype=np.float32),
+        licences=_licences(path, attributes),
     )
 
 
@@ -186,6 +199,19 @@ def _slide_digest(attributes: dict[str, Any]) -> str:
     if attributes["format_version"] == 1:
         return f"sha256:{attributes['slide_sha256']}" if attributes["slide_sha256"] else ""
     return str(attributes["slide_digest"])
+
+
+def _licences(path: Path, attributes: dict[str, Any]) -> tuple[Licence, ...]:
+    """Versions 1 and 2 had the licence as a key of the recipe."""
+    if attributes["format_version"] < 3:
+        return ()
+    text = attributes["licences"]
+    if not isinstance(text, str) or len(text) > _MOST_LICENCE_CHARACTERS:
+        raise damaged(path, f"has licences that are no text of up to {_MOST_LICENCE_CHARACTERS} characters")
+    try:
+        return licences_of(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"has licences that cannot be ({error})") from error
 
 
 def _require_sane(path: Path, attributes: dict[str, Any], coords: NDArray[np.int32]) -> None:

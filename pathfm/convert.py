@@ -25,6 +25,7 @@ from pathfm.imported import SlideFacts, Stated, imported_embeddings
 from pathfm.isolation import Limits, isolated
 from pathfm.layouts import EXPORTS, LayoutName, find_foreign, read_foreign
 from pathfm.layouts.foreign import refused
+from pathfm.licences import Licence, warn_of_restrictions
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
 from pathfm.reading import opened
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 FAILURES = "failures.csv"
 
-_FREE_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
 _SCALE_TOLERANCE = 0.05
 
 
@@ -123,7 +123,8 @@ def import_embeddings(
 def export_embeddings(embeddings: Path, out: Path, format: Literal["trident", "clam", "stamp"]) -> str:
     """Writes embeddings as another tool reads them: float32 for trident and clam, float16 and microns for stamp.
 
-    Nothing that is there and differs is overwritten. A slide without tiles has no file in clam and stamp.
+    Nothing that is there and differs is overwritten. A slide without tiles has no file in clam and stamp. No such file
+    can say a licence, so one that restricts is logged.
 
     Args:
         embeddings: the folder that extract or import wrote.
@@ -139,7 +140,7 @@ def export_embeddings(embeddings: Path, out: Path, format: Literal["trident", "c
     if out.resolve() in {folder.resolve() for path in files.values() for folder in (path.parent, path.parent.parent)}:
         message = f"--out {out} holds the embeddings; pass another folder, or nobody could tell them apart"
         raise InputError(message)
-    written = 0
+    written, licences = 0, set[Licence]()
     for slide_id, path in progress(files.items(), "export"):
         one = read_embeddings(path)
         if one.slide_id != slide_id:  # it names the files that are written
@@ -154,6 +155,8 @@ def export_embeddings(embeddings: Path, out: Path, format: Literal["trident", "c
                 raise InputError(message)
             write_atomically(target, data)
         written += 1
+        licences.update(one.licences)
+    warn_of_restrictions(sorted(licences, key=str))
     return f"{written} slides written to {out} as {format} reads them"
 
 
@@ -303,12 +306,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _say_what_travels(one: Embeddings) -> None:
-    recipe = one.recipe
-    name, licence, imported = recipe["backbone"]["name"], recipe["backbone"]["licence"], recipe["imported"]
-    if licence == "unknown":
-        logger.warning("nobody states the licence of %s here; it passes on to what is trained on its embeddings", name)
-    elif licence not in _FREE_LICENCES:
-        logger.warning("%s is under %s; that passes on to what is trained on its embeddings", name, licence)
+    warn_of_restrictions(one.licences)
+    imported = one.recipe["imported"]
     logger.info("read as %s; not verified: %s", imported["tool"], ", ".join(imported["unverified"]))
 
 

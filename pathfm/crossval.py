@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -19,7 +19,7 @@ from pathfm.model import Model, write_model
 from pathfm.privacy import private_run
 from pathfm.scoring import metrics_document, score_table, summary, write_table
 from pathfm.settings import TrainSettings
-from pathfm.train import fit_model, stopping_rows
+from pathfm.train import fit_model, heed_licences, stopping_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,12 +55,13 @@ class Fold(NamedTuple):
 
 def crossval(
     cohort: Path,
-    embeddings: Path,
+    embeddings: list[Path],
     label: str,
     out: Path,
     folds: int = 5,
     head: str = "gated-abmil",
     training: TrainSettings = TrainSettings(),
+    require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
 ) -> CrossValidation:
     """Cross-validates a head by patient and writes scores, figures with intervals, and the controls beside them.
@@ -70,21 +71,25 @@ def crossval(
 
     Args:
         cohort: the cohort table, CSV.
-        embeddings: the folder that extract wrote, or one recipe folder in it.
+        embeddings: the folder that extract wrote, or one recipe folder in it; of several, each of another backbone, the
+            head reads the embeddings side by side in this order.
         label: the label column.
         out: gets predictions.csv, metrics.json, folds.csv and folds/.
         folds: number of folds, at most the patients of the smallest class.
         head: "gated-abmil" or "mean".
         training: how the head is trained.
+        require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
 
     Raises:
         InputError: the cohort, the folds or the settings cannot be used.
-        EmbeddingsError: damaged files, or several recipes.
+        EmbeddingsError: damaged files, several recipes, or folders that are not of the same tiles.
+        LicenceError: a licence that `require_license` does not allow.
     """
-    with private_run(pseudonymise, out, [embeddings], cohort=cohort) as names:
+    with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
         table = read_cohort(cohort, names)
         slides = labelled_slides(table, embeddings, label)
+        heed_licences(slides, require_license)
         fold_of = fold_column(slides, folds, training.seed)
         _drop_other_folds(out / "folds", folds)
         write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=fold_of))
@@ -98,7 +103,7 @@ def crossval(
 
 def refit(
     cohort: Path,
-    embeddings: Path,
+    embeddings: list[Path],
     label: str,
     out: Path,
     epochs: int,
@@ -111,7 +116,7 @@ def refit(
 
     Args:
         cohort: the cohort table, CSV.
-        embeddings: the folder that extract wrote, or one recipe folder in it.
+        embeddings: as the cross-validation was given, whose warning of licences is not repeated.
         label: the label column.
         out: the model directory.
         epochs: how many of `training.epochs` to run, `CrossValidation.epochs`.
@@ -120,7 +125,7 @@ def refit(
         figures: metrics.json of the cross-validation, to travel with the model.
         pseudonymise: the key file that extract was given.
     """
-    with private_run(pseudonymise, out, [embeddings], cohort=cohort) as names:
+    with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
         slides = labelled_slides(read_cohort(cohort, names), embeddings, label)
         every = pd.Series(data=True, index=slides.table.index)
         fitted = fit_model(slides, every, ~every, head, training, out, epochs=epochs, what="train on all slides")

@@ -65,7 +65,7 @@ def demo(out: Path = Path("demo"), seed: int = 0) -> Demo:
     embeddings = next(iter(find_embeddings(out / "embeddings").values())).parent
     metrics["lesion"] = {"attention_auroc": lesion_figure(out, embeddings), "slides": "positives, out of fold"}
     write_json(out / "crossval" / "metrics.json", metrics)
-    write_report(cohort, embeddings, out)
+    write_report(cohort, [embeddings], out)
     return Demo(out, metrics)
 
 

@@ -18,14 +18,13 @@ import torch
 from pathfm.backbones import BACKBONES, Backbone, resolve_device
 from pathfm.confined import Outcome, die_with_the_program, pickled
 from pathfm.embed_cohort import ExtractResult, embed_slides
-from pathfm.embeddings import embeddings_folder_name
 from pathfm.errors import BackboneError, InputError, SlideError
 from pathfm.failures import write_failures
 from pathfm.isolation import cancelled_after, usable_cores
 from pathfm.progress import log_lines_only, logger, progress
 from pathfm.reading import counted_tiles
 from pathfm.scrub import Scrubber, scrubbers, scrubbing
-from pathfm.work import ExtractWork, forget_backbone
+from pathfm.work import ExtractWork, forget_backbones
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,23 +39,23 @@ FAILURES = "failures.csv"
 def extract_slides(sources: Sequence[SlideSource], work: ExtractWork, out: Path) -> ExtractResult:
     """Does the work on every slide, goes on past those that fail, and writes failures.csv; raises nothing for a slide.
 
-    On several devices each has a process and its share of the slides, so that all have about as many tiles; what is
-    written is the same. Where one cannot go on, the others are stopped at once: the same command goes on from there.
+    On several devices each has a process, all backbones and its share of the slides, so that all have about as many
+    tiles; what is written is the same. Where one cannot go on, the others are stopped at once: the same command goes on from there.
 
     Raises:
         InputError: `work.device` names a device twice, or one that is not there.
-        BackboneError: the backbone's embeddings are not finite, or the process of a device died.
+        BackboneError: a backbone's embeddings are not finite, or the process of a device died.
         DiskFullError: no space; what was finished is kept.
     """
-    folder, devices = out / embeddings_folder_name(work.recipe), devices_of(work.device)
-    logger.info("extract: %d slides into %s", len(sources), folder)
+    devices = devices_of(work.device)
+    logger.info("extract: %d slides into %s", len(sources), " and ".join(map(str, work.folders(out))))
     write_failures(out / FAILURES, [])  # those of an older run
     if len(devices) == 1:
         one = replace(work, device=devices[0])
-        return embed_slides(sources, one, folder, lambda failures: write_failures(out / FAILURES, failures))
-    shares = shared_out(sources, _tile_counts(sources, work, folder), len(devices))
-    forget_backbone()
-    return _merged(sources, _on_each(list(zip(devices, shares, strict=True)), work, folder, out / FAILURES))
+        return embed_slides(sources, one, out, lambda failures: write_failures(out / FAILURES, failures))
+    shares = shared_out(sources, _tile_counts(sources, work, out), len(devices))
+    forget_backbones()
+    return _merged(sources, _on_each(list(zip(devices, shares, strict=True)), work, out))
 
 
 def devices_of(device: str) -> list[str]:
@@ -88,9 +87,9 @@ def shared_out(sources: Sequence[Any], counts: Sequence[int], parts: int) -> lis
     return shares
 
 
-def _tile_counts(sources: Sequence[SlideSource], work: ExtractWork, folder: Path) -> list[int]:
-    """How many tiles each slide has; 0 where it has its file, or cannot be read, which is told by whoever gets it."""
-    missing = [source for source in sources if not (folder / f"{source.slide_id}.h5").exists()]
+def _tile_counts(sources: Sequence[SlideSource], work: ExtractWork, out: Path) -> list[int]:
+    """How many tiles each slide has; 0 where it has its files, or cannot be read, which is told by whoever gets it."""
+    missing = [one for one in sources if not all(path.exists() for path in work.files(out, one.slide_id))]
     calls = {source.slide_id: counted_tiles(source, work.reading) for source in missing}
     counts = dict.fromkeys((source.slide_id for source in sources), 0)
     with cancelled_after(calls.values()):
@@ -102,9 +101,7 @@ def _tile_counts(sources: Sequence[SlideSource], work: ExtractWork, folder: Path
     return [counts[source.slide_id] for source in sources]
 
 
-def _on_each(
-    shares: list[tuple[str, list[SlideSource]]], work: ExtractWork, folder: Path, failures_csv: Path
-) -> list[ExtractResult]:
+def _on_each(shares: list[tuple[str, list[SlideSource]]], work: ExtractWork, out: Path) -> list[ExtractResult]:
     """Starts a process a device and listens to them until all are through, or one is not."""
     results: list[ExtractResult] = []
     failures: dict[Any, list[Failure]] = {}
@@ -112,7 +109,7 @@ def _on_each(
         running: dict[Any, _DeviceProcess] = {}
         for device, share in shares:
             logger.info("%s: %d slides", device, len(share))
-            one = _DeviceProcess(device, _Task.of(share, work, device, len(shares), folder))
+            one = _DeviceProcess(device, _Task.of(share, work, device, len(shares), out))
             started.callback(one.end)
             running[one.pipe] = one
         while running:
@@ -122,7 +119,7 @@ def _on_each(
                     logger.handle(said)
                 elif isinstance(said, list):
                     failures[pipe] = said
-                    write_failures(failures_csv, [failure for some in failures.values() for failure in some])
+                    write_failures(out / FAILURES, [failure for some in failures.values() for failure in some])
                 else:
                     results.append(said)
                     del running[pipe]
@@ -136,7 +133,7 @@ class _Task:
     Attributes:
         sources: its slides.
         work: what is done to each, on its device.
-        folder: for the files.
+        out: the cache that gets the files.
         level: from which on it logs.
         threads: of torch on a CPU.
         rows: the backbones that are known, for some may be the user's own.
@@ -145,19 +142,19 @@ class _Task:
 
     sources: list[SlideSource]
     work: ExtractWork
-    folder: Path
+    out: Path
     level: int
     threads: int
     rows: tuple[Backbone, ...]
     scrubbers: tuple[Scrubber, ...]
 
     @classmethod
-    def of(cls, share: list[SlideSource], work: ExtractWork, device: str, parts: int, folder: Path) -> _Task:
-        reading = replace(work.reading, workers=max(1, work.reading.workers // parts))
-        threads = max(1, usable_cores() // parts)
+    def of(cls, share: list[SlideSource], work: ExtractWork, device: str, devices: int, out: Path) -> _Task:
+        reading = replace(work.reading, workers=max(1, work.reading.workers // devices))
+        threads = max(1, usable_cores() // devices)
         mine = replace(work, device=device, reading=reading)
         rows = tuple(BACKBONES.values())
-        return cls(share, mine, folder, logger.getEffectiveLevel(), threads, rows, scrubbers())
+        return cls(share, mine, out, logger.getEffectiveLevel(), threads, rows, scrubbers())
 
 
 class _DeviceProcess:
@@ -226,7 +223,7 @@ def do_share(descriptor: int) -> None:
         result, problem = None, None
         try:
             result = embed_slides(
-                task.sources, task.work, task.folder, lambda failures: _say(parent, Outcome(failures, None, []))
+                task.sources, task.work, task.out, lambda failures: _say(parent, Outcome(failures, None, []))
             )
         except Exception as error:  # noqa: BLE001 - raised by who started us
             problem = error.with_traceback(None)
@@ -261,5 +258,5 @@ def _merged(sources: Sequence[SlideSource], results: Sequence[ExtractResult]) ->
         return tuple(sorted(found, key=lambda row: order[row.slide_id]))
 
     return ExtractResult(
-        folder=results[0].folder, done=ids("done"), skipped=ids("skipped"), empty=rows("empty"), failed=rows("failed")
+        folders=results[0].folders, done=ids("done"), skipped=ids("skipped"), empty=rows("empty"), failed=rows("failed")
     )

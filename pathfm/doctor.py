@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import socket
@@ -13,8 +14,14 @@ import openslide
 import torch
 from huggingface_hub import constants, get_token
 
+from pathfm.backbones.hub import hub_cache
+from pathfm.backbones.mirror import VARIABLE, mirror
+from pathfm.backbones.own import VARIABLE as OWN_VARIABLE
+from pathfm.backbones.own import own_rows
+from pathfm.backbones.table import BACKBONES, known_backbones
+from pathfm.backbones.weights import weights_available
 from pathfm.checkup import check_slide
-from pathfm.errors import SlideError
+from pathfm.errors import InputError, SlideError
 from pathfm.isolation import Limits, cancelled_after, isolated, usable_cores, usual_workers
 from pathfm.privacy import private_run
 from pathfm.scrub import withheld
@@ -81,8 +88,10 @@ def _facts() -> list[tuple[str, str]]:
         ("CPU", f"{usable_cores()} cores, torch uses {torch.get_num_threads()} threads"),
         ("GPU", _gpu()),
         ("hub", _hub()),
-        ("weights cache", constants.HF_HUB_CACHE),
-        ("free disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB in {Path.cwd()}"),
+        ("weights cache", f"{hub_cache()}, {_free(hub_cache())} free (HF_HUB_CACHE or HF_HOME moves it)"),
+        ("weights mirror", _mirror()),
+        *_backbones(),
+        ("free disk", f"{_free(Path.cwd())} in {Path.cwd()}"),
     ]
 
 
@@ -100,6 +109,31 @@ def _gpu() -> str:
     return "Apple MPS" if torch.backends.mps.is_available() else "none, work runs on the CPU"
 
 
+def _free(folder: Path) -> str:
+    """Space on the disk of a folder that may not be there yet."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    return f"{shutil.disk_usage(there).free / 1e9:.1f} GB"
+
+
+def _mirror() -> str:
+    folder = mirror()
+    if folder is None:
+        return f"none ({VARIABLE} names no folder)"
+    return f"{folder}, looked at first" if folder.is_dir() else f"{folder} is not there; mount it, or unset {VARIABLE}"
+
+
+def _backbones() -> list[tuple[str, str]]:
+    """Those whose weights are here, and the user's own file, which may be one that cannot be used."""
+    known = BACKBONES
+    try:
+        own, known = own_rows(), known_backbones()
+        said = f"{os.environ[OWN_VARIABLE]}: {', '.join(row.name for row in own)}" if own else ""
+    except InputError as error:
+        said = str(error)
+    here = sorted(name for name, row in known.items() if row.library != "remote" and weights_available(row))
+    return [("weights here", ", ".join(here)), ("your backbones", said or f"none ({OWN_VARIABLE} names no file)")]
+
+
 def _hub() -> str:
     """Whether weights could be fetched; a name lookup and a connection, nothing is sent."""
     token = "a token is set" if get_token() else "no token (hf auth login), gated weights are out of reach"
@@ -109,5 +143,5 @@ def _hub() -> str:
     try:
         socket.create_connection((host, 443), timeout=_HUB_TIMEOUT_S).close()
     except OSError as error:
-        return f"not reachable ({error.strerror or error}); only weights in the cache or local-dir: work; {token}"
+        return f"not reachable ({error.strerror or error}); only weights in the mirror, the cache or local-dir: work; {token}"
     return f"reachable; {token}"

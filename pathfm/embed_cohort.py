@@ -1,7 +1,7 @@
 """The slides of a cohort one after the other, so that the device never waits for a slide to begin or to end.
 
-While a slide is embedded, the next is begun (its file proven or claimed, its tissue found, its first tiles read) and the
-one before is finished (its last batch waited for, its file written).
+While a slide is embedded, the next is begun (its files proven or claimed, its tissue found, its first tiles read) and the
+one before is finished (its last batch waited for, its files written).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathfm.failures import Failure
 from pathfm.files import is_disk_full
 from pathfm.progress import logger, progress
 from pathfm.stale import set_aside_if_withdrawn
-from pathfm.work import backbone_of
+from pathfm.work import backbones_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,14 +39,14 @@ class ExtractResult:
     """What a run did.
 
     Attributes:
-        folder: where the files of its recipe are.
-        done: ids of the slides that were embedded.
-        skipped: ids of those whose file was there and proven.
+        folders: where the files are, one folder a backbone, in the order asked for.
+        done: ids of the slides of which at least one file was written.
+        skipped: ids of those whose files were all there and proven.
         empty: those of them without a tile of tissue, as rows for failures.csv: a result, but nothing to learn from.
         failed: those that could not be used, with their reasons.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     done: tuple[str, ...]
     skipped: tuple[str, ...]
     empty: tuple[Failure, ...]
@@ -57,35 +57,36 @@ class ExtractResult:
         counts = [f"{len(self.done)} slides embedded", f"{len(self.skipped)} were already"]
         counts += [f"{len(self.empty)} of them without tissue"] if self.empty else []
         counts += [f"{len(self.failed)} failed"] if self.failed else []
-        return f"{', '.join(counts)}; the embeddings are in {self.folder}"
+        return f"{', '.join(counts)}; the embeddings are in {' and '.join(map(str, self.folders))}"
 
 
 def embed_slides(
     sources: Sequence[SlideSource],
     work: ExtractWork,
-    folder: Path,
+    out: Path,
     tell: Callable[[list[Failure]], None] = lambda _: None,
 ) -> ExtractResult:
     """Embeds slides on one device and goes on past those that fail; raises nothing for a slide.
 
-    A slide that another process is writing is left to it, and looked at again at the end.
+    What another process is writing is left to it, and the slide looked at again at the end.
 
     Args:
         sources: the slides.
         work: what is done to each.
-        folder: gets <slide_id>.h5 of each.
+        out: the cache; it gets <backbone>-<recipe8>/<slide_id>.h5 of each.
         tell: called with all that have failed so far, in the order of the slides, whenever there may be another.
 
     Raises:
-        BackboneError: the backbone's embeddings are not finite.
+        BackboneError: a backbone's embeddings are not finite.
         DiskFullError: no space; what was finished is kept.
     """
-    backbone_of(work)  # once, before two slides ask for it at a time
-    run = _Run(sources, work, folder, tell)
+    backbones_of(work)  # once, before two slides ask for them at a time
+    run = _Run(sources, work, out, tell)
     left = run.take(sources, wait=False)
-    for source in left:
+    while left:
+        source, *left = left
         logger.info("%s: another process is writing it; waiting", source.slide_id)
-        run.take([source], wait=True)  # alone: who waits holds no slide that another waits for
+        left += run.take([source], wait=True)  # alone: who waits holds no slide that another waits for
     run.tell_failures()
     return run.result()
 
@@ -97,23 +98,23 @@ class _Run:
         self,
         sources: Sequence[SlideSource],
         work: ExtractWork,
-        folder: Path,
+        out: Path,
         tell: Callable[[list[Failure]], None],
     ) -> None:
-        self._work, self._folder, self._tell = work, folder, tell
+        self._work, self._out, self._tell = work, out, tell
         self._order = {source.slide_id: at for at, source in enumerate(sources)}
-        self._done: list[str] = []
-        self._skipped: list[str] = []
-        self._empty: list[Failure] = []
-        self._failed: list[Failure] = []
+        self._made: dict[str, bool] = {}
+        self._empty: dict[str, Failure] = {}
+        self._failed: dict[str, Failure] = {}
         self._left: list[SlideSource] = []
 
     def result(self) -> ExtractResult:
         """What the run did, in the order of the slides."""
+        whole = [name for name in self._order if name in self._made and name not in self._failed]
         return ExtractResult(
-            folder=self._folder,
-            done=tuple(sorted(self._done, key=self._order.__getitem__)),
-            skipped=tuple(sorted(self._skipped, key=self._order.__getitem__)),
+            folders=self._work.folders(self._out),
+            done=tuple(name for name in whole if self._made[name]),
+            skipped=tuple(name for name in whole if not self._made[name]),
             empty=self._sorted(self._empty),
             failed=self._sorted(self._failed),
         )
@@ -123,7 +124,7 @@ class _Run:
         self._tell([*self._sorted(self._failed), *self._sorted(self._empty)])
 
     def take(self, sources: Sequence[SlideSource], *, wait: bool) -> list[SlideSource]:
-        """Does slides; gives those that another process is at, unless it waits for it."""
+        """Does slides; gives those that another process is at, with `wait` only where something else was to do."""
         self._left = []
         begun = [self._begin(source, wait=wait) for source in sources[:1]]
         ending: list[tuple[SlideSource, Future[Extracted]]] = []
@@ -142,8 +143,7 @@ class _Run:
         return self._left
 
     def _begin(self, source: SlideSource, *, wait: bool) -> Future[SlideUnderway | None]:
-        path = self._folder / f"{source.slide_id}.h5"
-        return _beside(lambda: begin_slide(source, self._work, path, wait=wait))
+        return _beside(lambda: begin_slide(source, self._work, self._out, wait=wait))
 
     def _embedded(
         self, source: SlideSource, beginning: Future[SlideUnderway | None]
@@ -171,7 +171,7 @@ class _Run:
     @contextmanager
     def _noting(self, source: SlideSource) -> Iterator[None]:
         """Takes down what becomes of a slide in a step, so that the next can go on."""
-        path = self._folder / f"{source.slide_id}.h5"
+        paths = self._work.files(self._out, source.slide_id)
         try:
             yield
         except EmbeddingsBusyError:
@@ -179,33 +179,40 @@ class _Run:
             return
         except SlideError as error:
             self._fail(source, error)
-            set_aside_if_withdrawn(source, self._work.reading, path, error)
+            for path in paths:
+                set_aside_if_withdrawn(source, self._work.reading, path, error)
         except (EmbeddingsError, OSError) as error:  # of this slide's own files in the cache: the next may be well
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
-            message = (
-                f"{path} or its journal cannot be read or written ({error}); check what lies there, and its permissions"
-            )
+            names = " or ".join(map(str, paths))
+            message = f"{names} or its journal cannot be read or written ({error}); check what lies there, and its permissions"
             self._fail(source, SlideError(source.path, "embeddings", message))
         self.tell_failures()
 
     def _fail(self, source: SlideSource, error: SlideError) -> None:
         logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
-        self._failed.append(Failure.of(source.slide_id, error))
+        self._failed[source.slide_id] = Failure.of(source.slide_id, error)
+        self._empty.pop(source.slide_id, None)
 
     def _note(self, source: SlideSource, made: Extracted | None) -> None:
-        found = read_embeddings(self._folder / f"{source.slide_id}.h5", "shape")
-        if made is None:
-            logger.info("%s: skipped, its file is whole and up to date", source.slide_id)
-        else:
+        name = source.slide_id
+        if made is not None:
             logger.info("%s", made)
-        (self._skipped if made is None else self._done).append(source.slide_id)
-        if not len(found.coords) and not len(found.failed):
+            n_tiles = made.n_tiles + made.n_failed
+        else:
+            its = "its file is" if len(self._work.parts) == 1 else "its files are"
+            if name not in self._made:
+                logger.info("%s: skipped, %s whole and up to date", name, its)
+            found = read_embeddings(self._work.files(self._out, name)[0], "shape")
+            n_tiles = len(found.coords) + len(found.failed)
+        self._made[name] = self._made.get(name, False) or made is not None
+        self._left += [source] if made is not None and made.left else []
+        if not n_tiles:
             message = f"{source.path} has no tile with enough tissue; look at it with pathfm tile, or draw its tissue for --outlines"
-            self._empty.append(Failure.of(source.slide_id, SlideError(source.path, "no tissue", message)))
+            self._empty[name] = Failure.of(name, SlideError(source.path, "no tissue", message))
 
-    def _sorted(self, failures: list[Failure]) -> tuple[Failure, ...]:
-        return tuple(sorted(failures, key=lambda failure: self._order[failure.slide_id]))
+    def _sorted(self, failures: dict[str, Failure]) -> tuple[Failure, ...]:
+        return tuple(failures[name] for name in self._order if name in failures)
 
 
 def _finished(slide: SlideUnderway) -> Extracted:

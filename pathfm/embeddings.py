@@ -187,13 +187,19 @@ def require_recipe(path: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def recipe_differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys at which two recipes differ, each as `key is X, wanted Y`."""
+    """The dotted keys at which two recipes differ, each as `key is X, wanted Y`.
+
+    A licence decides no embedding: the key `backbone.licence`, which recipes had before format version 3, is not compared.
+    """
     lines: list[str] = []
     for key in sorted(found.keys() | wanted.keys()):
         a, b = found.get(key, "absent"), wanted.get(key, "absent")
         if isinstance(a, dict) and isinstance(b, dict):
             lines += recipe_differences(a, b, f"{prefix}{key}.")
-        elif a != b:
+        elif key == "joined" and isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            for index, pair in enumerate(zip(a, b, strict=True)):
+                lines += recipe_differences(*pair, f"{prefix}{key}.{index}.")
+        elif a != b and not (key == "licence" and prefix.endswith("backbone.")):
             lines.append(f"{prefix}{key} is {a}, wanted {b}")
     return lines
 

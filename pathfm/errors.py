@@ -12,6 +12,7 @@
     │   └── TileUnreadableError     one region cannot be decoded
     ├── BackboneError               a backbone that cannot be used as asked
     │   ├── WeightsMissingError     gated, offline or absent weights
+    │   ├── WeightsDamagedError     weights, or a bundle of them, that are not what they were said to be
     │   └── TileSpecMismatchError   a tile spec that the backbone was not made for
     ├── EmbeddingsError             one embeddings file or folder
     │   ├── EmbeddingsDamagedError  incomplete, corrupt or hostile
@@ -19,6 +20,7 @@
     │   ├── EmbeddingsBusyError     another process is writing it
     │   └── SeveralRecipesError     a folder that mixes recipes
     ├── ModelError                  a model directory that is not one
+    ├── LicenceError                a licence that does not allow what was asked for
     ├── SlidesFailedError           a run that ended, but not with every slide
     └── DiskFullError               no space left; what was finished is kept
 
@@ -136,6 +138,10 @@ class WeightsMissingError(BackboneError):
     """Weights that are gated, absent from the offline cache, or not where they were said to be."""
 
 
+class WeightsDamagedError(BackboneError):
+    """Weights, or a bundle of them, whose bytes are not those that were stated."""
+
+
 class TileSpecMismatchError(BackboneError):
     """A tile size or mpp that the backbone was not made for."""
 
@@ -176,6 +182,10 @@ class ModelError(PathfmError):
     """A model directory that is missing, damaged, or does not fit the data."""
 
 
+class LicenceError(PathfmError):
+    """A backbone whose licence restricts, or does not state, what may be done with what is trained on it."""
+
+
 class SlidesFailedError(PathfmError):
     """A run that ended with some slides failed; the others are done.
 
@@ -185,10 +195,10 @@ class SlidesFailedError(PathfmError):
         failures_csv: the table that lists them with their reasons.
     """
 
-    def __init__(self, failed: int, total: int, failures_csv: Path) -> None:
+    def __init__(self, failed: int, total: int, failures_csv: Path, what: str = "slides") -> None:
         self.failed, self.total, self.failures_csv = failed, total, failures_csv
         super().__init__(
-            f"{failed} of {total} slides failed, the others are done; {failures_csv} lists them with their reasons"
+            f"{failed} of {total} {what} failed, the others are done; {failures_csv} lists them with their reasons"
         )
 
 

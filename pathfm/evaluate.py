@@ -45,7 +45,7 @@ class Evaluation:
 def evaluate(
     model: Path,
     cohort: Path,
-    embeddings: Path,
+    embeddings: list[Path],
     out: Path,
     label: str | None = None,
     pseudonymise: Path | None = None,
@@ -55,7 +55,7 @@ def evaluate(
     Args:
         model: the model directory.
         cohort: the cohort table, CSV.
-        embeddings: embeddings of the model's own recipe.
+        embeddings: embeddings of the model's own recipe; of one that reads several side by side all of them, in any order.
         out: gets predictions.csv and metrics.json.
         label: the label column, where it is named otherwise than in training.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes. A patient in
@@ -67,10 +67,10 @@ def evaluate(
         EmbeddingsStaleError: embeddings of another recipe.
         ModelError: not a model directory.
     """
-    with private_run(pseudonymise, out, [embeddings], [model], cohort=cohort) as names:
+    with private_run(pseudonymise, out, embeddings, [model], cohort=cohort) as names:
         frozen, table = read_model(model), read_cohort(cohort, names)
-        slides = labelled_slides(table, embeddings, label or frozen.label)
-        require_recipe(embeddings, slides.recipe, frozen.recipe)
+        slides = labelled_slides(table, embeddings, label or frozen.label, frozen.recipe)
+        require_recipe(embeddings[0], slides.recipe, frozen.recipe)
         _require_known_classes(table.source, frozen, slides)
         _require_unseen(table.source, model, frozen, slides.table)
         predictions = score_table(frozen, slides.table.assign(split="external"), "split")

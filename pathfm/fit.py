@@ -159,7 +159,9 @@ def fingerprint(
     """Hex digest of all that decides the weights of a fit: features and labels in order, settings, head, version."""
     how = {key: value for key, value in asdict(settings).items() if key != "device"}
     sets = [
-        [(features_sha256(path), label) for path, label in zip(one.files, one.labels, strict=True)] if one else []
+        [("+".join(map(features_sha256, files)), label) for files, label in zip(one.files, one.labels, strict=True)]
+        if one
+        else []
         for one in (training_set, stopping_set)
     ]
     return sha256_text(canonical_json([__version__, head, n_classes, how, epochs, *sets]))

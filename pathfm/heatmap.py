@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pathfm.embeddings import find_embeddings, read_embeddings, require_recipe
 from pathfm.errors import InputError, ModelError, SlideError, SlidesFailedError
 from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomically, write_text
 from pathfm.isolation import Limits, isolated
+from pathfm.joined import Files, find_caches, read_joined, slides_of
 from pathfm.model import Model, read_model
 from pathfm.overlay import attention_geojson, relative
 from pathfm.pictures import View, draw_pictures
@@ -79,7 +79,7 @@ class _Choice(NamedTuple):
 def heatmap(
     model: Path,
     slides: list[Path],
-    embeddings: Path,
+    embeddings: list[Path],
     out: Path,
     final_model: Path | None = None,
     top_tiles: int = 8,
@@ -95,7 +95,7 @@ def heatmap(
         model: a model directory, or one that crossval wrote: then the model of each slide's own fold draws it, which has
             not seen its patient.
         slides: folders, files or cohort tables.
-        embeddings: the folder that extract wrote.
+        embeddings: the folder that extract wrote; of a model that reads several side by side all of them, in any order.
         out: folder for the pictures.
         final_model: the model directory for slides that took no part in the cross-validation; else they are not drawn.
         top_tiles: number of tiles in the gallery.
@@ -113,10 +113,10 @@ def heatmap(
     if top_tiles < 1:
         message = f"--top-tiles is {top_tiles}; show at least 1"
         raise InputError(message)
-    with private_run(pseudonymise, out, [embeddings], [model, final_model], slides=slides) as names:
-        files = find_embeddings(embeddings)
+    with private_run(pseudonymise, out, embeddings, [model, final_model], slides=slides) as names:
         choices = _fold_choices(model)
         other = _whole_model(final_model or model) if final_model or not choices else None
+        files = slides_of(find_caches(embeddings, _recipe(choices, other)))
         drawn_before = _read_rows(out / HEATMAPS_CSV)
         sources = find_slides(slides, names=names)
         rows: list[HeatmapRow] = []
@@ -125,8 +125,8 @@ def heatmap(
             for source in progress(sources, "heatmap"):
                 choice = choices.get(source.slide_id, other)
                 try:
-                    file = files.get(source.slide_id)
-                    rows.append(_one_slide(source, file, choice, out, top_tiles, drawn_before, limits))
+                    its_files = files.get(source.slide_id)
+                    rows.append(_one_slide(source, its_files, choice, out, top_tiles, drawn_before, limits))
                 except SlideError as error:
                     failed += 1
                     why = withheld(error.message).replace(str(error.path), error.path.name)  # folders name people
@@ -143,7 +143,7 @@ def heatmap(
 
 def _one_slide(
     source: SlideSource,
-    file: Path | None,
+    files: Files | None,
     choice: _Choice | None,
     out: Path,
     top_tiles: int,
@@ -151,23 +151,23 @@ def _one_slide(
     limits: Limits,
 ) -> HeatmapRow:
     row = HeatmapRow(slide_id=source.slide_id)
-    if file is None:
+    if files is None:
         return replace(row, why="it has no embeddings file")
     if choice is None:
         return replace(row, why="it took no part in the cross-validation; pass --final-model to draw it")
-    model, embeddings = choice.model, read_embeddings(file)
-    require_slide(file, embeddings, source.slide_id)
-    require_recipe(file, embeddings.recipe, model.recipe)
+    model = choice.model
+    embeddings = read_joined(files, model.recipe)
+    require_slide(files[0], embeddings, source.slide_id)
     score = score_slide(model, embeddings)
     attention = score.attention
     if score.probabilities is None or attention is None or not len(attention):
         return replace(row, why=score.reason or f"the head '{model.head.name}' has no attention")
     row = _scored_row(row, embeddings, choice, score.probabilities, attention)
-    fingerprint = _fingerprint(row, file, choice, top_tiles)
+    fingerprint = _fingerprint(row, files, choice, top_tiles)
     before, names = drawn_before.get(row.slide_id), _names(row.slide_id)
     if before is not None and before.fingerprint == fingerprint and all((out / name).is_file() for name in names):
         return before
-    _write(source, file, View.of(embeddings, attention, _title(row, choice), top_tiles), out, limits)
+    _write(source, files[0], View.of(embeddings, attention, _title(row, choice), top_tiles), out, limits)
     return replace(row, overlay=names[0], gallery=names[1], geojson=names[2], fingerprint=fingerprint)
 
 
@@ -205,6 +205,11 @@ def _require_unseen(fold: Path, model: Model, patient_id: str, slide_id: str) ->
     if patient_id in model.training["patients"] or slide_id in model.training["slides"]:
         message = f"{fold} was trained on patient {patient_id}, whom its folds.csv keeps for scoring; run pathfm crossval again"
         raise ModelError(message)
+
+
+def _recipe(choices: dict[str, _Choice], other: _Choice | None) -> dict[str, Any] | None:
+    """What the models read; each slide's own model is held against its files again."""
+    return next((choice.model.recipe for choice in (*choices.values(), other) if choice is not None), None)
 
 
 def _whole_model(folder: Path) -> _Choice:
@@ -254,10 +259,10 @@ def _names(slide_id: str) -> tuple[str, str, str]:
     return f"{slide_id}.png", f"{slide_id}-tiles.png", f"{slide_id}.geojson"
 
 
-def _fingerprint(row: HeatmapRow, file: Path, choice: _Choice, top_tiles: int) -> str:
+def _fingerprint(row: HeatmapRow, files: Files, choice: _Choice, top_tiles: int) -> str:
     facts = [
         asdict(row),
-        sha256_file(file),
+        *map(sha256_file, files),
         sha256_file(choice.folder / "model.json"),
         choice.by,
         top_tiles,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import h5py
@@ -15,6 +15,7 @@ from pathfm.embeddings import Embeddings
 from pathfm.errors import InputError, MppError
 from pathfm.layouts.foreign import refused
 from pathfm.layouts.names import our_name
+from pathfm.licences import Licence
 from pathfm.progress import logger
 from pathfm.recipe import RECIPE_FORMAT
 from pathfm.scale import require_sane_mpp
@@ -134,19 +135,21 @@ def imported_embeddings(
             "format": RECIPE_FORMAT,
             "imported": {"tool": foreign.tool, "unverified": sorted({*UNVERIFIED, *foreign.doubts})},
             "tiles": tiles,
-            "backbone": {"name": backbone, "licence": licence_of(backbone), "dim": features.shape[1]},
+            "backbone": {"name": backbone, "dim": features.shape[1]},
         },
         versions={"h5py": h5py.__version__, "numpy": np.__version__},
         features=features,
         coords=coords,
         failed=np.empty((0, 2), dtype=np.int32),
         mean_rgb=np.full(3, np.nan, dtype=np.float32),
+        licences=(licence_of(backbone),),
     )
 
 
-def licence_of(backbone: str) -> str:
+def licence_of(backbone: str) -> Licence:
     """The licence of a backbone, also of a variant such as virchow2-cls; "unknown" where pathfm has no row for it."""
-    return BACKBONES[_family(backbone)].licence if _family(backbone) in BACKBONES else "unknown"
+    row = BACKBONES.get(_family(backbone))
+    return Licence(backbone) if row is None else replace(row.terms, backbone=backbone)
 
 
 def _family(backbone: str) -> str:

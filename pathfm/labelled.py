@@ -6,8 +6,11 @@ import csv
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pathfm.embeddings import Embeddings, find_embeddings, read_embeddings, require_one_recipe
+import pandas as pd
+
+from pathfm.embeddings import Embeddings, require_one_recipe
 from pathfm.errors import CohortError, EmbeddingsStaleError, LeakageError
+from pathfm.joined import Cache, Files, find_caches, joined_recipe, read_parts
 from pathfm.progress import logger, progress
 
 if TYPE_CHECKING:
@@ -15,10 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import pandas as pd
     from numpy.typing import NDArray
 
     from pathfm.cohort import Cohort
+    from pathfm.licences import Licence
 
 NO_LABEL, NO_TISSUE, NO_EMBEDDINGS = "no_label", "no_tissue", "no_embeddings"
 _NAMED = 5
@@ -36,13 +39,14 @@ class LabelledSlides:
     """The slides of a cohort that have a label, in the cohort's order.
 
     Attributes:
-        table: columns slide_id, patient_id, site, split, label (text), target (index into classes), path (of the
-            embeddings file, or None), n_tiles, slide_digest, reason ("" where the slide can be learned from).
+        table: columns slide_id, patient_id, site, split, label (text), target (index into classes), files (a tuple of
+            embeddings files, one a cache, or None), n_tiles, slide_digest, reason ("" where the slide can be learned from).
         label: name of the label column.
         classes: sorted; the last of two is the positive class.
-        recipe: the one recipe of the embeddings.
-        dim: width of an embedding.
-        mean_rgb: slide_id to the mean colour of its tissue tiles, float32 (3,).
+        recipe: the one recipe of the embeddings; of several caches `joined_recipe`.
+        dim: width of an embedding; of several caches their sum.
+        licences: of the backbones, each once.
+        mean_rgb: slide_id to the mean colour of its tissue tiles, float32 (3,); as the first cache says.
         left_out: slides that no model learns from.
     """
 
@@ -51,6 +55,7 @@ class LabelledSlides:
     classes: list[str]
     recipe: dict[str, Any]
     dim: int
+    licences: tuple[Licence, ...]
     mean_rgb: dict[str, NDArray[np.float32]]
     left_out: list[LeftOut]
 
@@ -65,24 +70,35 @@ class LabelledSlides:
         return dict(zip(self.table["slide_id"], self.table["site"], strict=True))
 
 
-def labelled_slides(cohort: Cohort, folder: Path, label: str) -> LabelledSlides:
-    """Joins the labelled rows of a cohort with the embeddings below a folder, proving each file.
+def labelled_slides(
+    cohort: Cohort, folders: Sequence[Path], label: str, like: dict[str, Any] | None = None
+) -> LabelledSlides:
+    """Joins the labelled rows of a cohort with the embeddings below some folders, proving each file.
 
     A row without a label is left out; so is a slide without tissue, and one that failures.csv says could not be
     extracted. Embeddings of slides that the cohort does not name are let be.
 
+    Args:
+        cohort: the slides and their labels.
+        folders: one a cache; the features of several stand side by side in this order.
+        label: the label column.
+        like: the recipe of a model, in whose order the features then stand.
+
     Raises:
         CohortError: a labelled slide that has no embeddings and is not known to have failed, or nothing to learn from.
         UnknownNameError: no such label column.
-        EmbeddingsError: damaged files, several recipes, a file that holds another slide than its name says.
+        EmbeddingsError: damaged files, several recipes, a file that holds another slide than its name says, or caches
+            that are not of the same tiles.
         LeakageError: one scan stands under two patients.
     """
     labels = cohort.labels(label)
-    files = find_embeddings(folder)
+    caches = find_caches(folders, like)
     table = cohort.table.loc[(labels != "").to_numpy(), ["slide_id", "patient_id", "site", "split"]]
-    table = table.assign(label=table["slide_id"].map(labels), path=table["slide_id"].map(files.get).astype(object))
-    _require_known(cohort, table, folder)
-    _say_ignored(set(files) - set(cohort.table["slide_id"]), folder)
+    files = [_files_of(slide_id, caches) for slide_id in table["slide_id"]]
+    table = table.assign(label=table["slide_id"].map(labels), files=pd.Series(files, index=table.index, dtype=object))
+    for cache in caches:
+        _require_known(cohort, table, cache)
+        _say_ignored(set(cache.files) - set(cohort.table["slide_id"]), cache.folder)
     opened = _open(table)
     classes = cohort.classes(label)
     table = _describe(table, opened, classes).reset_index(drop=True)
@@ -90,9 +106,10 @@ def labelled_slides(cohort: Cohort, folder: Path, label: str) -> LabelledSlides:
         table=table,
         label=label,
         classes=classes,
-        recipe=require_one_recipe((files[slide_id], one) for slide_id, one in opened.items()),
-        dim=next((one.features.shape[1] for one in opened.values()), 0),
-        mean_rgb={slide_id: one.mean_rgb for slide_id, one in opened.items()},
+        recipe=_one_recipe(caches, opened),
+        dim=next((sum(part.features.shape[1] for part in parts) for parts in opened.values()), 0),
+        licences=tuple(dict.fromkeys(one for parts in opened.values() for part in parts for one in part.licences)),
+        mean_rgb={slide_id: parts[0].mean_rgb for slide_id, parts in opened.items()},
         left_out=_left_out(labels, table),
     )
     _require_something(cohort, slides)
@@ -117,12 +134,17 @@ def name_some(names: Iterable[str]) -> str:
     return ", ".join(ordered[:_NAMED]) + more
 
 
-def _require_known(cohort: Cohort, table: pd.DataFrame, folder: Path) -> None:
-    missing = set(table["slide_id"][table["path"].isna()]) - failed_slides(folder)
+def _files_of(slide_id: str, caches: Sequence[Cache]) -> Files | None:
+    found = [cache.files[slide_id] for cache in caches if slide_id in cache.files]
+    return tuple(found) if len(found) == len(caches) else None
+
+
+def _require_known(cohort: Cohort, table: pd.DataFrame, cache: Cache) -> None:
+    missing = set(table["slide_id"]) - set(cache.files) - failed_slides(cache.folder)
     if missing:
         rows = cohort.table.index[cohort.table["slide_id"].isin(missing)]
         message = (
-            f"{folder} has no embeddings of {len(missing)} labelled slides of {cohort.source}: {name_some(missing)}"
+            f"{cache.folder} has no embeddings of {len(missing)} labelled slides of {cohort.source}: {name_some(missing)}"
             f" (rows {name_some(str(int(row) + 2) for row in rows)}); run pathfm extract for them, or empty their label"
         )
         raise CohortError(message)
@@ -133,39 +155,53 @@ def _say_ignored(names: set[str], folder: Path) -> None:
         logger.info("%s: %d files of slides that the cohort does not name are not used", folder, len(names))
 
 
-def _open(table: pd.DataFrame) -> dict[str, Embeddings]:
+def _open(table: pd.DataFrame) -> dict[str, list[Embeddings]]:
     """Proves and opens every file; the features stay on disk."""
-    opened: dict[str, Embeddings] = {}
-    pairs = [(slide_id, path) for slide_id, path in zip(table["slide_id"], table["path"], strict=True) if path]
-    for slide_id, path in progress(pairs, "prove embeddings"):
-        opened[slide_id] = read_embeddings(path)
-        if opened[slide_id].slide_id != slide_id:
-            message = (
-                f"{path} holds slide {opened[slide_id].slide_id}; give the file its slide's name, or extract again"
-            )
-            raise EmbeddingsStaleError(path, message)
+    opened: dict[str, list[Embeddings]] = {}
+    pairs = [(slide_id, files) for slide_id, files in zip(table["slide_id"], table["files"], strict=True) if files]
+    for slide_id, files in progress(pairs, "prove embeddings"):
+        opened[slide_id] = read_parts(files)
+        for path, one in zip(files, opened[slide_id], strict=True):
+            if one.slide_id != slide_id:
+                message = f"{path} holds slide {one.slide_id}; give the file its slide's name, or extract again"
+                raise EmbeddingsStaleError(path, message)
     _require_one_width(pairs, opened)
     return opened
 
 
-def _require_one_width(pairs: Sequence[tuple[str, Path]], opened: dict[str, Embeddings]) -> None:
-    widths = {slide_id: one.features.shape[1] for slide_id, one in opened.items()}
-    for slide_id, path in pairs:
-        if widths[slide_id] != widths[pairs[0][0]]:
-            message = (
-                f"{path} has embeddings of width {widths[slide_id]}, {pairs[0][1]} of {widths[pairs[0][0]]};"
-                " delete the wrong one and run pathfm extract again"
-            )
-            raise EmbeddingsStaleError(path, message)
+def _require_one_width(pairs: Sequence[tuple[str, Files]], opened: dict[str, list[Embeddings]]) -> None:
+    """Of each cache."""
+    widths = {slide_id: [one.features.shape[1] for one in parts] for slide_id, parts in opened.items()}
+    first_id, first_files = pairs[0] if pairs else ("", ())
+    for slide_id, files in pairs:
+        for path, width, first_path, first in zip(files, widths[slide_id], first_files, widths[first_id], strict=True):
+            if width != first:
+                message = (
+                    f"{path} has embeddings of width {width}, {first_path} of {first};"
+                    " delete the wrong one and run pathfm extract again"
+                )
+                raise EmbeddingsStaleError(path, message)
 
 
-def _describe(table: pd.DataFrame, opened: dict[str, Embeddings], classes: list[str]) -> pd.DataFrame:
-    tiles = [len(opened[slide_id].features) if slide_id in opened else 0 for slide_id in table["slide_id"]]
+def _one_recipe(caches: Sequence[Cache], opened: dict[str, list[Embeddings]]) -> dict[str, Any]:
+    """The one that the files of each cache share, joined; {} where nothing was opened."""
+    if not opened:
+        return {}
+    return joined_recipe(
+        [
+            require_one_recipe((cache.files[slide_id], parts[which]) for slide_id, parts in opened.items())
+            for which, cache in enumerate(caches)
+        ]
+    )
+
+
+def _describe(table: pd.DataFrame, opened: dict[str, list[Embeddings]], classes: list[str]) -> pd.DataFrame:
+    tiles = [len(opened[slide_id][0].features) if slide_id in opened else 0 for slide_id in table["slide_id"]]
     reasons = [
         NO_EMBEDDINGS if slide_id not in opened else NO_TISSUE if n == 0 else ""
         for slide_id, n in zip(table["slide_id"], tiles, strict=True)
     ]
-    digests = [opened[slide_id].slide_digest if slide_id in opened else "" for slide_id in table["slide_id"]]
+    digests = [opened[slide_id][0].slide_digest if slide_id in opened else "" for slide_id in table["slide_id"]]
     targets = table["label"].map({name: index for index, name in enumerate(classes)}).astype(int)
     return table.assign(target=targets, n_tiles=tiles, slide_digest=digests, reason=reasons)
 

@@ -14,6 +14,7 @@ from pathfm.embeddings import recipe_sha256
 from pathfm.errors import InputError, ModelError, UnknownNameError
 from pathfm.files import write_atomically, write_json
 from pathfm.heads import Head, build_head
+from pathfm.licences import Licence, licences_in_recipe, licences_of
 from pathfm.tables import first_line, read_document
 from pathfm.version import __version__
 
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "pathfm-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SHAPE: dict[str, Any] = {
     "pathfm_version": str,
     "head": {"name": str, "kwargs": dict},
     "label": str,
     "classes": [str],
     "dim": int,
-    "recipe": {"backbone?": dict},
+    "recipe": {"backbone?": dict, "joined?": [{"backbone": {"name": str}}]},
     "recipe_sha256": str,
-    "licence": dict,
+    "licence?": dict,
+    "licences?": [{"backbone": str, "licence": str, "derivatives": str, "page": str}],
     "training": {"fingerprint": str, "epochs": int, "patients": [str], "slides": {"*": str}},
     "figures": (dict, None),
     "weights_sha256": str,
@@ -52,6 +54,8 @@ class Model:
         training: settings, seed, epochs, fingerprint, n_patients, n_slides, patients (ids), slides (slide_id to the
             sha256 of the slide); JSON types.
         figures: metrics.json of the cross-validation it comes from, None where there was none.
+        licences: of the backbones whose embeddings it was trained on, which it inherits. Where none is given, what the
+            recipe of an older cache says, else "unknown".
     """
 
     head: Head
@@ -60,12 +64,12 @@ class Model:
     recipe: dict[str, Any]
     training: dict[str, Any]
     figures: dict[str, Any] | None = None
+    licences: tuple[Licence, ...] = ()
 
-    @property
-    def licence(self) -> dict[str, str]:
-        """The backbone and its licence, which the head inherits; "unknown" where the recipe states none."""
-        backbone = self.recipe.get("backbone", {})
-        return {"backbone": str(backbone.get("name", "unknown")), "licence": str(backbone.get("licence", "unknown"))}
+    def __post_init__(self) -> None:
+        """Leaves no model without a licence: one that is not stated restricts."""
+        if not self.licences:
+            object.__setattr__(self, "licences", licences_in_recipe(self.recipe))
 
 
 def write_model(folder: Path, model: Model) -> None:
@@ -94,11 +98,12 @@ def read_model(folder: Path) -> Model:
         recipe=described["recipe"],
         training=described["training"],
         figures=described["figures"],
+        licences=tuple(map(Licence.of_facts, described["licences"])),
     )
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `model.json` says, checked like `read_model` does, without the weights.
+    """What `model.json` says, checked like `read_model` does, without the weights; key `licences` also in an older one.
 
     Raises:
         ModelError: missing, damaged, or of a newer format; the key is named.
@@ -112,7 +117,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise ModelError(str(error)) from error
     _require_sense(path, described)
-    return described
+    return described | {"licences": [one.facts() for one in _licences(path, described)]}
 
 
 def _description(model: Model) -> dict[str, Any]:
@@ -126,7 +131,7 @@ def _description(model: Model) -> dict[str, Any]:
         "dim": model.head.dim,
         "recipe": model.recipe,
         "recipe_sha256": recipe_sha256(model.recipe),
-        "licence": model.licence,
+        "licences": [one.facts() for one in model.licences],
         "training": model.training,
         "figures": model.figures,
     }
@@ -144,6 +149,19 @@ def _require_sense(path: Path, described: dict[str, Any]) -> None:
         raise _damaged(path, f"key 'recipe' cannot be hashed ({first_line(error)})") from error
     if described["recipe_sha256"] != digest:
         raise _damaged(path, "key 'recipe_sha256' does not match its recipe")
+
+
+def _licences(path: Path, described: dict[str, Any]) -> tuple[Licence, ...]:
+    """Version 1 had one backbone and its licence under another name."""
+    key = "licence" if described["format_version"] == 1 else "licences"
+    if key not in described:
+        raise _damaged(path, f"lacks the key {key!r}")
+    if key == "licence":
+        return (Licence.of_facts(described[key]),)
+    try:
+        return licences_of(described[key]) or licences_in_recipe(described["recipe"])
+    except ValueError as error:
+        raise _damaged(path, f"key 'licences' cannot be read ({first_line(error)})") from error
 
 
 def _read_weights(folder: Path, wanted_sha256: str) -> dict[str, Tensor]:

@@ -83,6 +83,30 @@ def tissue_from_geojson(path: Path, slide: Slide, spec: TissueSpec) -> TissueMas
     return TissueMask(tissue & ~cut, spec.mpp, "outline")
 
 
+def annotations_from_geojson(path: Path, slide: Slide, spec: TissueSpec) -> dict[str, TissueMask]:
+    """The areas of each class that somebody annotated, by the name of the class, sorted.
+
+    Reads what `tissue_from_geojson` reads; here the name of an area's class (`properties.classification.name`, as QuPath
+    writes it) is its label. Areas without a class are passed over with a warning; those of a class called Ignore...,
+    Exclude... or ending in "*" are cut out of all others. Areas of two classes may overlap.
+
+    Raises:
+        SlideError: the file is no such GeoJSON.
+    """
+    width, height = slide.overview_size(spec.mpp)
+    masks: dict[str, NDArray[np.bool_]] = {}
+    cut, nameless = np.zeros((height, width), bool), 0
+    for feature in _features(path, slide):
+        name = _class_of(feature)
+        for rings in _rings(path, slide, feature):
+            nameless += not name
+            mask = cut if _excluded(feature) else masks.setdefault(name, np.zeros((height, width), bool))
+            _fill(mask, [ring * (slide.mpp / spec.mpp) for ring in rings])
+    if nameless:
+        logger.warning("%s: %d areas without a class are passed over", path, nameless)
+    return {name: TissueMask(masks[name] & ~cut, spec.mpp, "outline") for name in sorted(masks) if name}
+
+
 def _exists(path: Path, slide: Slide) -> bool:
     try:
         path.lstat()  # a link to nowhere is an outline that cannot be read, not the lack of one
@@ -137,11 +161,16 @@ def _kind(feature: dict[str, Any]) -> str:
     return str(geometry.get("type")) if isinstance(geometry, dict) else ""
 
 
-def _excluded(feature: dict[str, Any]) -> bool:
-    """Whether the feature's class says that it is no tissue."""
+def _class_of(feature: dict[str, Any]) -> str:
+    """The name of the feature's class, "" where it has none."""
     properties = feature.get("properties")
     classification = properties.get("classification") if isinstance(properties, dict) else None
-    name = str(classification.get("name", "") if isinstance(classification, dict) else classification or "")
+    return str(classification.get("name", "") if isinstance(classification, dict) else classification or "")
+
+
+def _excluded(feature: dict[str, Any]) -> bool:
+    """Whether the feature's class says that it is no tissue."""
+    name = _class_of(feature)
     return name.lower().startswith(("ignore", "exclude")) or name.endswith("*")
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pathfm.cohort import read_cohort
-from pathfm.embeddings import find_embeddings, read_embeddings
+from pathfm.embeddings import read_embeddings
 from pathfm.errors import InputError, SlidesFailedError
 from pathfm.isolation import Limits
+from pathfm.joined import Files, find_caches, slides_of
 from pathfm.model import Model, read_model
 from pathfm.privacy import private_run
 from pathfm.progress import logger
@@ -32,7 +33,7 @@ def predict(
     model: Path,
     out: Path,
     slides: list[Path] | None = None,
-    embeddings: Path | None = None,
+    embeddings: list[Path] | None = None,
     mpp_override: float | None = None,
     device: str = "auto",
     backbone: str | None = None,
@@ -45,10 +46,12 @@ def predict(
         model: the model directory.
         out: gets predictions.csv; with slides also embeddings/ and its failures.csv.
         slides: folders, slide files or cohort tables; or else
-        embeddings: the folder that extract wrote, of the model's own recipe.
+        embeddings: the folder that extract wrote, of the model's own recipe; of a model that reads several side by side
+            all of them, in any order.
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: where to run the backbone; the head runs on the CPU.
-        backbone: where the model's backbone lies here, if it is one from a folder: local-dir:/folder.
+        backbone: where the model's backbone lies here, if it is one from a folder: local-dir:/folder; of a model that
+            reads several all of them by name, with commas between.
         limits: what a process that reads a slide may take.
         pseudonymise: a key file; ids in what is written are then keyed hashes. With --embeddings the one that extract
             was given, else it is made where it is missing.
@@ -67,14 +70,15 @@ def predict(
     if (slides is None) == (embeddings is None):
         message = "predict needs either --slides or --embeddings; pass one of them"
         raise InputError(message)
-    with private_run(pseudonymise, out, [embeddings], [model], slides=slides) as names:
+    with private_run(pseudonymise, out, embeddings or [], [model], slides=slides) as names:
         frozen = read_model(model)
         failed: Sequence[Failure] = ()
         if embeddings is not None:
-            files: dict[str, Path | None] = dict(find_embeddings(embeddings))
+            files = slides_of(find_caches(embeddings, frozen.recipe))
         else:
             result = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone, names, limits)
-            files = {name: result.folder / f"{name}.h5" for name in (*result.done, *result.skipped)}
+            made = (*result.done, *result.skipped)
+            files = {name: tuple(folder / f"{name}.h5" for folder in result.folders) for name in made}
             files |= {failure.slide_id: None for failure in result.failed}
             files, failed = dict(sorted(files.items())), result.failed
         table = score_table(frozen, _rows(frozen, files, slides or [], names), "split")
@@ -114,7 +118,7 @@ def _extracted(
     )
 
 
-def _rows(model: Model, files: dict[str, Path | None], slides: list[Path], names: Pseudonyms | None) -> pd.DataFrame:
+def _rows(model: Model, files: dict[str, Files | None], slides: list[Path], names: Pseudonyms | None) -> pd.DataFrame:
     patients: dict[str, str] = {}
     for table in slides:
         if table.suffix.lower() == ".csv":
@@ -125,16 +129,16 @@ def _rows(model: Model, files: dict[str, Path | None], slides: list[Path], names
             {
                 "slide_id": name,
                 "patient_id": patients.get(name, ""),
-                "split": SEEN if _is_seen(model, name, path) else NEW,
+                "split": SEEN if _is_seen(model, name, its_files) else NEW,
                 "label": "",
-                "path": path,
+                "files": its_files,
             }
-            for name, path in files.items()
+            for name, its_files in files.items()
         ]
     )
 
 
-def _is_seen(model: Model, slide_id: str, path: Path | None) -> bool:
+def _is_seen(model: Model, slide_id: str, files: Files | None) -> bool:
     known: dict[str, str] = model.training["slides"]
-    digest = read_embeddings(path).slide_digest if path else ""
+    digest = read_embeddings(files[0]).slide_digest if files else ""
     return slide_id in known or (digest != "" and digest in known.values())

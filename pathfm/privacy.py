@@ -260,5 +260,5 @@ def _learn(names: Pseudonyms, true: Mapping[str, Path | Sequence[Path] | None]) 
             else:
                 names.scrubber.learn_folder(path.parent, f"the folder of --{option}")
                 names.scrubber.learn_file(path, f"--{option}")
-            for outline in path.glob("*.geojson") if option == "outlines" else ():
-                names.scrubber.learn_file(outline, f"--outlines/{names.slide(outline.stem)}.geojson")
+            for outline in path.glob("*.geojson") if option in ("outlines", "annotations") else ():
+                names.scrubber.learn_file(outline, f"--{option}/{names.slide(outline.stem)}.geojson")

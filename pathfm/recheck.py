@@ -13,7 +13,7 @@ from pathfm.errors import SlideError
 from pathfm.reading import has_changed, survey
 from pathfm.slidefiles import digest_kind
 from pathfm.tilereads import TileReads
-from pathfm.work import backbone_of
+from pathfm.work import backbones_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def recheck_tiles(path: Path, source: SlideSource, work: ExtractWork, count: int
     Args:
         path: the file.
         source: its slide.
-        work: what makes files of its recipe here.
+        work: what makes files of its recipe here, and of no other.
         count: how many tiles.
 
     Raises:
@@ -99,7 +99,7 @@ def _differs(found: Embeddings, seen: Survey, work: ExtractWork) -> str | None:
         return "its slide has changed since"
     if abs(found.mpp / seen.mpp - 1) > 1e-6:
         return f"it was made at {found.mpp:g} mpp ({found.mpp_source}), its slide has {seen.mpp:g} ({seen.mpp_source})"
-    if work.recipe["tissue"]["method"] == "outlines" and work.reading.outlines is None:
+    if work.parts[0].recipe["tissue"]["method"] == "outlines" and work.reading.outlines is None:
         return None  # nobody knows where its tissue was drawn
     grid = np.concatenate([found.coords, found.failed])
     grid = grid[np.lexsort((grid[:, 0], grid[:, 1]))]
@@ -114,11 +114,11 @@ def _embedded_again(
     path: Path, found: Embeddings, source: SlideSource, tiles: Tiles, work: ExtractWork, count: int
 ) -> Recheck:
     rows = _sample(found, count)
-    backbone = backbone_of(work)
+    (backbone,), (part,) = backbones_of(work), work.parts
     again, failed = _embed(source, replace(tiles, coords=found.coords[rows]), work, backbone)
     stored = np.asarray(found.features[rows], dtype=np.float64)
     distances = np.linalg.norm(again - stored, axis=1) / np.maximum(np.linalg.norm(stored, axis=1), 1e-6)
-    wrong = failed | (distances > TOLERANCE[work.precision])
+    wrong = failed | (distances > TOLERANCE[part.precision])
     if wrong.any():
         first = ", ".join(f"{row} at ({x}, {y})" for row, (x, y) in _first(rows[wrong], found))
         message = (

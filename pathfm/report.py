@@ -16,6 +16,7 @@ from pathfm.curves import reliability, roc_band
 from pathfm.errors import InputError
 from pathfm.figures import data_uri, draw_calibration, draw_forest, draw_roc, draw_scores, svg_bytes
 from pathfm.files import write_text
+from pathfm.licences import restricted
 from pathfm.metrics import by_patient, scored_slides
 from pathfm.privacy import private_run
 from pathfm.progress import logger
@@ -39,7 +40,7 @@ _MINUS = "\u2212"
 def report(
     out: Path,
     crossval: Path,
-    embeddings: Path,
+    embeddings: list[Path],
     cohort: Path,
     heatmaps: Path | None = None,
     failures: Path | None = None,
@@ -52,7 +53,7 @@ def report(
     Args:
         out: the file, ending in .html.
         crossval: the folder that crossval wrote; of one that train or evaluate wrote, the held-out slides are shown.
-        embeddings: the folder that extract wrote.
+        embeddings: the folder that extract wrote; of a model that reads several side by side all of them, in any order.
         cohort: the cohort table.
         heatmaps: the folder that heatmap wrote; at most 24 slides are shown, wrong ones first.
         failures: failures.csv; where not given, the one beside the embeddings.
@@ -72,7 +73,7 @@ def report(
     if out.suffix.lower() not in (".html", ".htm"):
         message = f"--out {out} is no .html file; pass --out report.html"
         raise InputError(message)
-    made_with = [crossval, embeddings, heatmaps, failures.parent if failures else None, model]
+    made_with = [crossval, *embeddings, heatmaps, failures.parent if failures else None, model]
     with private_run(pseudonymise, None, made_with, cohort=cohort) as names:
         data = gather(crossval, embeddings, read_cohort(cohort, names), heatmaps, failures, model, credit)
         shown = [row for row in data.heatmaps if row["overlay"]][:MAX_HEATMAPS]
@@ -83,6 +84,7 @@ def report(
             heatmaps=[row | _pictures(data.heatmap_folder, row) for row in shown],
             n_hidden_heatmaps=sum(bool(row["overlay"]) for row in data.heatmaps) - len(shown),
             not_drawn=[row for row in data.heatmaps if not row["overlay"]],
+            restricted=restricted(data.licences),
             control_names=CONTROL_NAMES,
             version=__version__,
         )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pathfm.embeddings import find_embeddings, read_embeddings, recipe_differences, require_recipe
+from pathfm.embeddings import recipe_differences, require_recipe
 from pathfm.errors import InputError, ModelError, UnknownNameError
 from pathfm.failures import COLUMNS as FAILURE_COLUMNS
 from pathfm.heatmap import HEATMAPS_CSV
+from pathfm.joined import facts_of, find_caches, read_parts, slides_of
+from pathfm.licences import Licence
 from pathfm.metrics import is_scored
 from pathfm.model import read_description
 from pathfm.scoring import read_metrics, read_predictions, require_slide
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from pathfm.cohort import Cohort
     from pathfm.embeddings import Embeddings
+
+    _Models = tuple[dict[str, Any] | None, dict[str, Any] | None]
 
 REASONS = {
     "no_label": "no label in the cohort",
@@ -51,6 +55,7 @@ class ReportData:
         recipe: of the embeddings.
         versions: of the libraries at the time of extraction.
         model: model.json of the final model, or None.
+        licences: of the backbones, each as a model or an embeddings file says it.
     """
 
     metrics: dict[str, Any]
@@ -64,11 +69,12 @@ class ReportData:
     recipe: dict[str, Any]
     versions: dict[str, str]
     model: dict[str, Any] | None
+    licences: tuple[Licence, ...]
 
 
 def gather(
     crossval: Path,
-    embeddings: Path,
+    embeddings: Sequence[Path],
     cohort: Cohort,
     heatmaps: Path | None,
     failures: Path | None,
@@ -89,8 +95,11 @@ def gather(
     predictions = _held_out(crossval, read_predictions(crossval / "predictions.csv", metrics["classes"], remedy))
     _require_together(crossval, metrics, predictions)
     final = read_description(model) if model else None
-    mine = _embeddings(embeddings, set(cohort.table["slide_id"]))
-    recipe = _require_same_recipe(crossval, model, final, mine)
+    scored_by = _first_file(crossval / "folds" / "0" / "model.json", crossval / "model.json")
+    scorer = read_description(scored_by.parent) if scored_by else None
+    read = next((one["recipe"] for one in (scorer, final) if one), None)
+    mine = _embeddings(embeddings, set(cohort.table["slide_id"]), read)
+    recipe = _require_same_recipe(crossval, model, (scorer, final), mine)
     rows = _slide_rows(cohort, predictions, {name: one for name, (_, one) in mine.items()}, metrics)
     failed = _failures(embeddings, failures)
     return ReportData(
@@ -106,6 +115,7 @@ def gather(
         recipe=recipe,
         versions=next((one.versions for _, one in mine.values()), {}),
         model=final,
+        licences=_licences((final, scorer), [one for _, one in mine.values()]),
     )
 
 
@@ -142,20 +152,23 @@ def _require_together(folder: Path, metrics: Mapping[str, Any], predictions: pd.
         raise InputError(message)
 
 
-def _embeddings(folder: Path, wanted: set[str]) -> dict[str, tuple[Path, Embeddings]]:
-    found = {name: (path, read_embeddings(path, "shape")) for name, path in find_embeddings(folder).items()}
-    mine = {name: pair for name, pair in found.items() if name in wanted}
+def _embeddings(
+    folders: Sequence[Path], wanted: set[str], like: dict[str, Any] | None
+) -> dict[str, tuple[Path, Embeddings]]:
+    """Of each slide its file, the first of several, and what they say; without features."""
+    files = slides_of(find_caches(folders, like))
+    mine = {name: (its[0], facts_of(read_parts(its, "shape"))) for name, its in files.items() if its and name in wanted}
     for name, (path, one) in mine.items():
         require_slide(path, one, name)
     return mine
 
 
 def _require_same_recipe(
-    crossval: Path, model: Path | None, final: dict[str, Any] | None, files: Mapping[str, tuple[Path, Embeddings]]
+    crossval: Path, model: Path | None, models: _Models, files: Mapping[str, tuple[Path, Embeddings]]
 ) -> dict[str, Any]:
     """The one recipe of the scores, the embeddings and the final model; {} where there are no embeddings."""
-    scored_by = _first_file(crossval / "folds" / "0" / "model.json", crossval / "model.json")
-    wanted = read_description(scored_by.parent)["recipe"] if scored_by else final["recipe"] if final else None
+    scorer, final = models
+    wanted = next((one["recipe"] for one in (scorer, final) if one), None)
     for path, one in files.values():
         wanted = one.recipe if wanted is None else wanted
         require_recipe(path, one.recipe, wanted)
@@ -168,9 +181,15 @@ def _require_same_recipe(
     return wanted or {}
 
 
-def _failures(embeddings: Path, given: Path | None) -> pd.DataFrame | None:
+def _licences(models: _Models, files: Iterable[Embeddings]) -> tuple[Licence, ...]:
+    """Each once, those of the models first; two that differ over one backbone are both shown."""
+    of_models = [Licence.of_facts(one) for model in models if model for one in model["licences"]]
+    return tuple(dict.fromkeys(of_models + [one for file in files for one in file.licences]))
+
+
+def _failures(embeddings: Sequence[Path], given: Path | None) -> pd.DataFrame | None:
     """The failures that were given, else those that lie beside the embeddings, else None."""
-    path = given or _first_file(embeddings / "failures.csv", embeddings.parent / "failures.csv")
+    path = given or _first_file(*(place / "failures.csv" for folder in embeddings for place in (folder, folder.parent)))
     remedy = "pass --failures the failures.csv that pathfm extract wrote, or run it again"
     return read_table(path, FAILURE_COLUMNS, remedy) if path else None
 

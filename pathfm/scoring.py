@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pathfm.embeddings import Embeddings, read_embeddings, require_recipe
+from pathfm.embeddings import Embeddings, require_recipe
 from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, InputError
 from pathfm.files import write_text
 from pathfm.heads import pack
+from pathfm.joined import read_joined
 from pathfm.labelled import NO_EMBEDDINGS, NO_TISSUE, LeftOut
 from pathfm.metrics import cohort_figures, is_scored
 from pathfm.progress import progress
@@ -94,7 +95,7 @@ def score_table(model: Model, slides: pd.DataFrame, place: Literal["fold", "spli
 
     Args:
         model: scores every slide that has tiles.
-        slides: columns slide_id, patient_id, label, path (of the embeddings file, or None) and `place`.
+        slides: columns slide_id, patient_id, label, files (a tuple of embeddings files, one a cache, or None) and `place`.
         place: the column that says on which side of a split a slide stood.
 
     Returns:
@@ -102,15 +103,15 @@ def score_table(model: Model, slides: pd.DataFrame, place: Literal["fold", "spli
         score predicted is "", the probabilities are NaN and reason is "no_tissue" or "no_embeddings".
 
     Raises:
-        EmbeddingsError: a file that is damaged, of another recipe, or of another slide than its row.
+        EmbeddingsError: a file that is damaged, of another recipe, or of another slide than its row; or files of a slide
+            that are not of the same tiles.
     """
     rows = []
     for slide in progress(slides.to_dict("records"), "score"):
         score, n_tiles = SlideScore(None, None, NO_EMBEDDINGS), 0
-        if slide["path"]:
-            embeddings = read_embeddings(slide["path"])
-            require_slide(slide["path"], embeddings, slide["slide_id"])
-            require_recipe(slide["path"], embeddings.recipe, model.recipe)
+        if slide["files"]:
+            embeddings = read_joined(slide["files"], model.recipe)
+            require_slide(slide["files"][0], embeddings, slide["slide_id"])
             score, n_tiles = score_slide(model, embeddings), len(embeddings.features)
         known = {name: slide[name] for name in ("slide_id", "patient_id", place, "label")}
         rows.append(known | _columns(model.classes, score) | {"n_tiles": n_tiles, "reason": score.reason})

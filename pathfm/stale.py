@@ -1,7 +1,8 @@
-"""Whether the embeddings file of a slide still holds, and what becomes of one that does not."""
+"""Whether the embeddings files of a slide still hold, and what becomes of those that do not."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,30 +21,52 @@ if TYPE_CHECKING:
 _WITHDRAWING = ("tissue outline", "corrupt tile")  # as is every refusal of a scale
 
 
-def why_stale(source: SlideSource, recipe: dict[str, Any], how: Reading, path: Path) -> str | None:
-    """Why a file is not what an extraction would write for this slide; None when it is, and is proven whole.
+class SlideNow:
+    """A slide as it is now, for the files of several backbones to be held against.
 
-    A slide is compared by the kind of digest that its file has: to ask for another kind makes no file again.
-
-    Raises:
-        SlideError: the slide cannot be read, or is too coarse for the tiles.
+    It is looked at when that is first needed, and then remembered: its digest may mean to read all of it.
     """
-    try:
-        found = read_embeddings(path)
-    except FileNotFoundError:
-        return "it is not there"
-    except EmbeddingsDamagedError as error:
-        return f"its file is damaged: {error.message.partition(';')[0]}"
-    differences = recipe_differences(found.recipe, recipe)
-    if not differences:
-        now = replace(how, digest=digest_kind(found.slide_digest))
-        for key, value in identify(source, now).items():
-            if getattr(found, key) != value:
-                differences.append(f"{key} is {getattr(found, key)}, wanted {value}")
-    n_failed, n_tiles = len(found.failed), len(found.failed) + len(found.coords)
-    if n_failed > how.max_failed_share * n_tiles:
-        differences.append(f"{n_failed} of its {n_tiles} tiles failed")
-    return "; ".join(differences) or None
+
+    def __init__(self, source: SlideSource, how: Reading) -> None:
+        self._source, self._how = source, how
+        self._identity = functools.cache(lambda kind: identify(source, replace(how, digest=kind)))
+
+    def why_stale(self, recipe: dict[str, Any], path: Path) -> str | None:
+        """Why a file is not what an extraction would write for this slide; None when it is, and is proven whole.
+
+        A slide is compared by the kind of digest that its file has: to ask for another kind makes no file again.
+
+        Raises:
+            SlideError: the slide cannot be read, or is too coarse for the tiles.
+        """
+        try:
+            found = read_embeddings(path)
+        except FileNotFoundError:
+            return "it is not there"
+        except EmbeddingsDamagedError as error:
+            return f"its file is damaged: {error.message.partition(';')[0]}"
+        differences = recipe_differences(found.recipe, recipe)
+        if not differences:
+            for key, value in self._identity(digest_kind(found.slide_digest)).items():
+                if getattr(found, key) != value:
+                    differences.append(f"{key} is {getattr(found, key)}, wanted {value}")
+        n_failed, n_tiles = len(found.failed), len(found.failed) + len(found.coords)
+        if n_failed > self._how.max_failed_share * n_tiles:
+            differences.append(f"{n_failed} of its {n_tiles} tiles failed")
+        return "; ".join(differences) or None
+
+    def taken_back(self, recipe: dict[str, Any], path: Path) -> bool:
+        """Whether a file that was set aside holds again, as after a wrong flag was put right; it then has its name back.
+
+        Raises:
+            SlideError: as by `why_stale`.
+        """
+        aside = _aside(path)
+        if path.exists() or not aside.exists() or self.why_stale(recipe, aside) is not None:
+            return False
+        aside.replace(path)
+        logger.info("%s: its embeddings that were set aside hold again", self._source.slide_id)
+        return True
 
 
 def set_aside_if_withdrawn(source: SlideSource, how: Reading, path: Path, error: SlideError) -> None:
@@ -58,20 +81,6 @@ def set_aside_if_withdrawn(source: SlideSource, how: Reading, path: Path, error:
         logger.warning(
             "%s: its older embeddings no longer hold and were renamed to %s.stale", source.slide_id, path.name
         )
-
-
-def taken_back(source: SlideSource, recipe: dict[str, Any], how: Reading, path: Path) -> bool:
-    """Whether a file that was set aside holds again, as after a wrong flag was put right; it then has its name back.
-
-    Raises:
-        SlideError: as by `why_stale`.
-    """
-    aside = _aside(path)
-    if path.exists() or not aside.exists() or why_stale(source, recipe, how, aside) is not None:
-        return False
-    aside.replace(path)
-    logger.info("%s: its embeddings that were set aside hold again", source.slide_id)
-    return True
 
 
 def state_of(path: Path) -> tuple[int, int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pathfm.cohort import read_cohort
 from pathfm.crossval import crossval, refit
@@ -14,6 +14,7 @@ from pathfm.folds import assign_folds
 from pathfm.heads import require_head
 from pathfm.heatmap import heatmap
 from pathfm.isolation import Limits
+from pathfm.licences import require_permissive
 from pathfm.privacy import private_run
 from pathfm.progress import log_to
 from pathfm.report import report
@@ -24,12 +25,14 @@ from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
+from pathfm.work import backbones_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pathfm.backbones import Engine, Precision
     from pathfm.cohort import Cohort
+    from pathfm.work import ExtractWork
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def run(
     max_failed_share: float = 0.005,
     limits: Limits = Limits(),
     credit: str | None = None,
+    require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
 ) -> Study:
     """Takes a cohort all the way; run again, it does only what has changed.
@@ -82,7 +86,8 @@ def run(
         cohort: the cohort table, CSV, with a column `path`.
         label: the label column.
         out: the folder for everything.
-        backbone: a name of `pathfm backbones`, hf-hub:owner/name, timm/name or local-dir:/folder.
+        backbone: a name of `pathfm backbones`, hf-hub:owner/name, timm/name or local-dir:/folder; of several with commas
+            between them the head reads the embeddings side by side.
         tiles: how a slide is cut.
         tissue: how tissue is found.
         outlines: a folder of <slide_id>.geojson in place of found tissue.
@@ -101,6 +106,8 @@ def run(
         max_failed_share: a slide is refused where more of its tiles than this cannot be read.
         limits: what a process that reads may take.
         credit: a column of the cohort table that says whom to credit for the slides; the report shows its values.
+        require_license: permissive refuses, before anything is extracted, a backbone that restricts what is trained on
+            its embeddings, or does not say.
         pseudonymise: a key file, made where it is missing; ids of slides and patients become keyed hashes in all that is
             written and said.
 
@@ -108,6 +115,7 @@ def run(
         SlidesFailedError: at the very end, when some slides could not be used; everything else is done.
         InputError: the cohort, the folds or the settings cannot be used.
         BackboneError: the backbone cannot be loaded, or is not made for such tiles.
+        LicenceError: a licence that `require_license` does not allow.
     """
     key = pseudonymise
     with private_run(key, out, cohort=cohort, outlines=outlines) as names:
@@ -117,18 +125,19 @@ def run(
         with log_to(out / "pathfm.log"):
             reading = (workers, reader, digest, max_failed_share, limits)
             work = plan_extraction(backbone, tiles, tissue, outlines, device, precision, engine, batch_size, *reading)
+            _require_licence(work, require_license)
             extracted = extract_slides(sources, work, out / "embeddings")
             write_failures(out / "failures.csv", [*extracted.failed, *extracted.empty])
             _require_some(table, len(sources), extracted.failed)
-            folder = extracted.folder
-            result = crossval(cohort, folder, label, out / "crossval", folds, head, training, key)
-            refit(cohort, folder, label, out / "model", result.epochs, head, training, result.metrics, key)
+            folders = list(extracted.folders)
+            result = crossval(cohort, folders, label, out / "crossval", folds, head, training, require_license, key)
+            refit(cohort, folders, label, out / "model", result.epochs, head, training, result.metrics, key)
             undrawn: SlidesFailedError | None = None
             try:
-                heatmap(out / "crossval", [cohort], folder, out / "heatmaps", out / "model", top_tiles, limits, key)
+                heatmap(out / "crossval", [cohort], folders, out / "heatmaps", out / "model", top_tiles, limits, key)
             except SlidesFailedError as error:  # the report lists them; it is written all the same
                 undrawn = error
-            write_report(cohort, folder, out, credit, key)
+            write_report(cohort, folders, out, credit, key)
     if extracted.failed:
         raise SlidesFailedError(len(extracted.failed), len(sources), out / "failures.csv")
     if undrawn is not None:
@@ -137,7 +146,7 @@ def run(
 
 
 def write_report(
-    cohort: Path, embeddings: Path, out: Path, credit: str | None = None, pseudonymise: Path | None = None
+    cohort: Path, embeddings: list[Path], out: Path, credit: str | None = None, pseudonymise: Path | None = None
 ) -> Path:
     """Writes `out/report.html` from what a study has left in its folder."""
     return report(
@@ -160,6 +169,13 @@ def _require_plan(cohort: Cohort, label: str, folds: int, head: str, seed: int) 
     classes = cohort.classes(label)
     assign_folds(patients[known.index], known.map(classes.index), folds, seed, classes)
     require_head(head)
+
+
+def _require_licence(work: ExtractWork, required: Literal["permissive"] | None) -> None:
+    """A licence that is not allowed shows before hours of extraction."""
+    if required is not None:
+        names = ", ".join(part.name for part in work.parts)
+        require_permissive([backbone.row.terms for backbone in backbones_of(work)], f"a study with {names}")
 
 
 def _require_some(cohort: Cohort, total: int, failed: tuple[Failure, ...]) -> None:

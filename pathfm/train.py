@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from pathfm.files import write_json
 from pathfm.fit import Fit, SlideClassifier, fingerprint, fit
 from pathfm.folds import carve_stopping
 from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
+from pathfm.licences import require_permissive, warn_of_restrictions
 from pathfm.model import Model, read_model, write_model
 from pathfm.privacy import private_run
 from pathfm.progress import logger
@@ -30,6 +31,7 @@ __all__ = [
     "Trained",
     "fit",
     "fit_model",
+    "heed_licences",
     "stopping_rows",
     "train",
 ]
@@ -61,11 +63,12 @@ class Trained:
 
 def train(
     cohort: Path,
-    embeddings: Path,
+    embeddings: list[Path],
     label: str,
     out: Path,
     head: str = "gated-abmil",
     training: TrainSettings = TrainSettings(),
+    require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
 ) -> Trained:
     """Trains one model into a model directory, with predictions.csv and metrics.json beside it.
@@ -76,19 +79,23 @@ def train(
 
     Args:
         cohort: the cohort table, CSV.
-        embeddings: the folder that extract wrote, or one recipe folder in it.
+        embeddings: the folder that extract wrote, or one recipe folder in it; of several, each of another backbone, the
+            head reads the embeddings side by side in this order.
         label: the label column.
         out: the model directory.
         head: "gated-abmil" or "mean".
         training: how the head is trained.
+        require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
 
     Raises:
         InputError: the cohort or the settings cannot be used; patients on both sides of a split are refused.
-        EmbeddingsError: damaged files, or several recipes.
+        EmbeddingsError: damaged files, several recipes, or folders that are not of the same tiles.
+        LicenceError: a licence that `require_license` does not allow.
     """
-    with private_run(pseudonymise, out, [embeddings], cohort=cohort) as names:
+    with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
         slides = labelled_slides(read_cohort(cohort, names), embeddings, label)
+        heed_licences(slides, require_license)
         split = _split(slides, training)
         model = fit_model(slides, split == "train", split == "val", head, training, out, what=f"train {label}")
         table = slides.table.assign(split=split)[split != ""]
@@ -143,6 +150,7 @@ def fit_model(
         label=slides.label,
         classes=slides.classes,
         recipe=slides.recipe,
+        licences=slides.licences,
         training=_record(rows, stopping_rows, fitted, settings) | {"fingerprint": wanted},
     )
     if done is not None and replace(done, figures=None) == model:
@@ -150,6 +158,17 @@ def fit_model(
     write_model(folder, model)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return model
+
+
+def heed_licences(slides: LabelledSlides, require_license: Literal["permissive"] | None) -> None:
+    """Says once what a head on these embeddings inherits, or refuses it.
+
+    Raises:
+        LicenceError: "permissive" is asked for, and a licence is not, or not known to be.
+    """
+    if require_license is not None:
+        require_permissive(slides.licences, f"training on {slides.recipe['backbone']['name']}")
+    warn_of_restrictions(slides.licences)
 
 
 def stopping_rows(slides: LabelledSlides, learn: pd.Series[bool], settings: TrainSettings) -> pd.Series[bool]:
@@ -187,7 +206,7 @@ def _metrics(slides: LabelledSlides, split: pd.Series[str], predictions: pd.Data
 
 def _bags(rows: pd.DataFrame, dim: int) -> BagDataset:
     keep = int(rows["n_tiles"].sum()) * dim * np.dtype(np.float32).itemsize <= _KEEP_BYTES
-    return BagDataset(list(rows["path"]), list(rows["target"]), keep=keep)
+    return BagDataset(list(rows["files"]), list(rows["target"]), keep=keep)
 
 
 def _finished(folder: Path, wanted: str) -> Model | None:

@@ -233,6 +233,6 @@ def offered_configs(folder: Path) -> Iterator[Offer]:
         config.write_text(f"out: {tag.format(canary=folder.parent / 'canary config')}\n")
         outer.write_text(f"tiles: {config}\n")
         for command in COMMANDS if number == 0 else ["extract"]:
-            yield Offer(f"{command}: {tag}", [command, "--config", str(config)])
+            yield Offer(f"{command}: {tag}", [*command.split(), "--config", str(config)])
         yield Offer(f"extract: {tag} in a part", ["extract", "--config", str(outer)])
         yield Offer(f"extract: {tag} as an option", ["extract", "--out", tag, "--slides", "x", "--tiles", tag])

@@ -55,7 +55,7 @@ def files_below(folder: Path, pattern: str = "*") -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(pattern)) if p.is_file()}
 
 
-def extract_slowly(slides: Path, out: Path, pause_s: float = 0.0) -> int:
+def extract_slowly(slides: Path, out: Path, pause_s: float = 0.0, backbone: str = "colour") -> int:
     """`pathfm extract`, a batch a tile, with a backbone that takes its time; the exit code."""
     submit = LoadedBackbone.submit
 
@@ -64,7 +64,8 @@ def extract_slowly(slides: Path, out: Path, pause_s: float = 0.0) -> int:
         return submit(backbone, tiles)
 
     with patch.object(LoadedBackbone, "submit", slow):
-        return main(["extract", "--slides", str(slides), "--out", str(out), "--batch_size", "1", *OPTIONS])
+        words = ["--slides", str(slides), "--out", str(out), "--backbone", backbone, "--batch_size", "1"]
+        return main(["extract", *words, *OPTIONS])
 
 
 def start(said: Path, function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:

@@ -225,11 +225,11 @@ def test_what_was_embedded_of_a_slide_before_its_reader_went_is_kept_for_a_bette
     result = extract_slides(broken, work, tmp_path / "out")
     assert time.monotonic() - started_s < 60
     assert (result.done, [failure.reason for failure in result.failed]) == (("a", "c"), [reason])
-    assert (result.folder / "b.part").stat().st_size > 1000
-    assert not (result.folder / "b.h5").exists()
+    assert (result.folders[0] / "b.part").stat().st_size > 1000
+    assert not (result.folders[0] / "b.h5").exists()
     again = extract_slides(good, work, tmp_path / "out")
     assert (again.done, again.skipped) == (("b",), ("a", "c"))
-    assert files_below(tmp_path / "out") == files_below(clean.folder.parent)
+    assert files_below(tmp_path / "out") == files_below(clean.folders[0].parent)
 
 
 REASONS = {
@@ -409,4 +409,4 @@ def small_work(max_failed_share: float = 0.005, limits: Limits = Limits(), batch
 
 def extracted(path: Path, work: ExtractWork, out: Path) -> object:
     result = extract_slides([SlideSource(path.stem, path)], work, out)
-    return read_embeddings(result.folder / f"{path.stem}.h5")
+    return read_embeddings(result.folders[0] / f"{path.stem}.h5")

@@ -297,7 +297,7 @@ def test_every_command_that_takes_slides_or_a_cohort_takes_a_key_file() -> None:
 
 
 def test_every_command_runs_in_a_night(hospital: Hospital) -> None:
-    run = {words[0] for words, _ in _commands(hospital)}
+    run = {_command(words) for words, _ in _commands(hospital)}
     assert run | set(EXCUSED) == set(COMMANDS)
 
 
@@ -403,6 +403,11 @@ def _begin(place: Path, commands: list[tuple[list[str], int]]) -> tuple[Night, s
     return Night(place, commands), process
 
 
+def _command(words: list[str]) -> str:
+    """The command of some words, which is one or two of them."""
+    return words[0] if words[0] in COMMANDS else " ".join(words[:2])
+
+
 def _commands(hospital: Hospital) -> list[tuple[list[str], int]]:
     """Every command once, on slides of which some cannot be used, and then into every error that names somebody."""
     cohort, other, outlines = str(hospital.cohort), str(hospital.other), ["--outlines", str(hospital.outlines)]
@@ -410,9 +415,12 @@ def _commands(hospital: Hospital) -> list[tuple[list[str], int]]:
     label, joined = ["--label", "cancer"], ["--cohort", cohort, "--embeddings", "extract"]
     return [
         (["backbones"], 0),
+        (["weights", "pack", "uni", "--out", "bundle"], 2),
+        (["weights", "unpack", "bundle"], 2),
         (["doctor", "--slides", cohort], 0),
         (["tile", "--slides", str(hospital.ward), "--out", "tile"], 2),
         (["extract", "--slides", cohort, other, "--out", "extract", *CUT, *outlines, "--workers", "1"], 2),
+        (["probe", "--slides", cohort, *label, "--out", "probe", *CUT, "--folds", "2", "--max_tiles", "4"], 2),
         (["verify", "--embeddings", "extract", "--slides", cohort], 0),
         (["train", *joined, *label, "--out", "train", *TRAINING], 0),
         (["crossval", *joined, *label, "--out", "crossval", "--folds", "2", *TRAINING], 0),
@@ -509,6 +517,9 @@ def _private_commands(hospital: Hospital) -> list[tuple[list[str], int]]:
     ]
     wrong = [other, open_key, hospital.root / "no.key", Path("extract") / "in.key"]
     return [
-        *(([*words, *(key if "pseudonymise" in ASKED[words[0]] else [])], code) for words, code in _commands(hospital)),
+        *(
+            ([*words, *(key if "pseudonymise" in ASKED[_command(words)] else [])], code)
+            for words, code in _commands(hospital)
+        ),
         *(([*train, "--pseudonymise", str(path)], 2) for path in wrong),
     ]

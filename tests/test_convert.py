@@ -22,6 +22,7 @@ from pathfm.errors import EmbeddingsStaleError, InputError, SlidesFailedError
 from pathfm.heatmap import heatmap
 from pathfm.imported import licence_of
 from pathfm.labelled import failed_slides
+from pathfm.licences import Licence
 from pathfm.predict import predict
 from pathfm.report import report
 from pathfm.train import train
@@ -75,7 +76,8 @@ def test_imported_file_is_ours_and_says_what_nobody_proved(tmp_path: Path) -> No
         one.recipe["imported"]["unverified"]
     )
     assert one.recipe["tiles"] == {"size_px": 256, "mpp": 0.5, "stride_px": 256}
-    assert one.recipe["backbone"] == {"name": "uni", "licence": BACKBONES["uni"].licence, "dim": 1024}
+    assert one.recipe["backbone"] == {"name": "uni", "dim": 1024}
+    assert one.licences == (BACKBONES["uni"].terms,)
     assert "1 file" in verify(tmp_path / "out")
 
 
@@ -137,7 +139,35 @@ def test_backbone_of_the_file_and_of_the_user_are_the_same_weights(tmp_path: Pat
     assert "virchow2-cls" in message
     (folder,) = import_embeddings(out=tmp_path / "c", backbone="virchow2-cls", **asked).folders
     assert folder.name.startswith("virchow2-cls-")
-    assert licence_of("virchow2-cls") == BACKBONES["virchow2"].licence != "unknown"
+    assert licence_of("virchow2-cls") == replace(BACKBONES["virchow2"].terms, backbone="virchow2-cls")
+    assert licence_of("virchow2-cls").licence != "unknown"
+
+
+def test_terms_are_said_once_at_import_and_at_export_and_permissive_ones_never(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = np.tile(FEATURES, 128)
+    for name, features, said in (("uni", wide, 2), ("gigapath-mine", FEATURES, 2), ("resnet50", wide, 0)):
+        folder = trident(tmp_path / name, "s1", "s2", features=features)
+        import_embeddings(folder, tmp_path / "in" / name, backbone=name, mpp=0.5, tile_mpp=0.5)
+        export_embeddings(tmp_path / "in" / name, tmp_path / "out" / name, "clam")
+        lines = [line for line in caplog.messages if "inherits" in line]
+        assert len(lines) == said
+        assert all(name in line and BACKBONES[name.removesuffix("-mine")].licence in line for line in lines)
+        caplog.clear()
+
+
+def test_a_licence_that_was_corrected_is_taken_by_another_import_and_makes_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"backbone": "mine", "mpp": 0.5, "tile_mpp": 0.5}
+    before = import_embeddings(trident(tmp_path / "in", "s1"), tmp_path / "out", **asked)
+    row = replace(BACKBONES["uni"], name="mine", licence="MIT", derivatives="", source="local-dir:/mine")
+    monkeypatch.setitem(BACKBONES, "mine", replace(row, dim=None))
+    after = import_embeddings(tmp_path / "in", tmp_path / "out", **asked)
+    assert (after.folders, after.done) == (before.folders, ("s1",))
+    (path,) = find_embeddings(tmp_path / "out").values()
+    assert read_embeddings(path).licences == (Licence("mine", "MIT"),)
 
 
 def test_wrong_tile_size_shows_in_the_grid(tmp_path: Path) -> None:
@@ -316,16 +346,16 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Study:
     tiles = {"tile_px": 32, "tile_mpp": TILE_PX0 / 32 * MPP, "mpp": MPP}
     import_embeddings(root / "clam", study.embeddings, backbone="planted", **tiles)  # type: ignore[arg-type]
     study.crossval, study.model = root / "crossval-back", root / "model-back"
-    crossval(study.cohort, study.embeddings, "cancer", study.crossval, 2, "gated-abmil", SETTINGS)
-    train(study.cohort, study.embeddings, "cancer", study.model, training=SETTINGS)
+    crossval(study.cohort, [study.embeddings], "cancer", study.crossval, 2, "gated-abmil", SETTINGS)
+    train(study.cohort, [study.embeddings], "cancer", study.model, training=SETTINGS)
     return study
 
 
 def test_model_trained_on_imported_embeddings_scores_such_ones_and_no_others(imported: Study, tmp_path: Path) -> None:
-    table = predict(imported.model, tmp_path / "new", embeddings=imported.embeddings)
+    table = predict(imported.model, tmp_path / "new", embeddings=[imported.embeddings])
     assert (table["predicted"] != "").all()
     with pytest.raises(EmbeddingsStaleError, match="imported"):
-        predict(imported.model, tmp_path / "other", embeddings=imported.root / "embeddings")
+        predict(imported.model, tmp_path / "other", embeddings=[imported.root / "embeddings"])
     with pytest.raises(InputError, match="imported from another tool"):
         predict(imported.model, tmp_path / "raw", slides=[imported.cohort])
 
@@ -333,14 +363,14 @@ def test_model_trained_on_imported_embeddings_scores_such_ones_and_no_others(imp
 def test_imported_embeddings_are_drawn_and_reported_with_what_they_lack(
     imported: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    drawn = heatmap(imported.crossval, [imported.only("s0")], imported.embeddings, tmp_path / "heat", imported.model)
+    drawn = heatmap(imported.crossval, [imported.only("s0")], [imported.embeddings], tmp_path / "heat", imported.model)
     assert (tmp_path / "heat" / drawn["overlay"][0]).is_file()
     assert "do not say the slide's size" in caplog.text
     small = tmp_path / "small" / "s0.tif"
     small.parent.mkdir()
     write_pyramid(small, np.full((64, SIZE_PX0[0], 3), 200, np.uint8), mpp=MPP)
     with pytest.raises(EmbeddingsStaleError, match="tiles outside"):
-        heatmap(imported.model, [small], imported.embeddings, tmp_path / "other")
+        heatmap(imported.model, [small], [imported.embeddings], tmp_path / "other")
     page = tmp_path / "report.html"
-    report(out=page, crossval=imported.crossval, embeddings=imported.embeddings, cohort=imported.cohort)
+    report(out=page, crossval=imported.crossval, embeddings=[imported.embeddings], cohort=imported.cohort)
     assert "no mean colour" in page.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
@@ -18,15 +19,17 @@ from pathfm.embeddings import Embeddings, find_embeddings, read_embeddings, writ
 from pathfm.files import write_atomically
 from pathfm.journal import Journal, claimed
 from pathfm.sources import find_slides
+from pathfm.underway import journal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pathfm.extract import ExtractWork
     from pathfm.sources import SlideSource
 
-TARGET, JOURNAL = "cache/colour/s0.h5", "cache/colour/s0.part"
+CACHE = Path("cache")
+TARGET = str(small_work().files(CACHE, "s0")[0])
+JOURNAL = str(journal_of(Path(TARGET)))
 MOST_BYTES = 250
 """The system takes no more at a time, so that a small file has many crash points."""
 UNSYNCED_BYTES, UNSYNCED_BLOCKS = 400, 3
@@ -62,7 +65,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
         append(journal, block)
 
     with patch.object(Journal, "begin", begins), patch.object(Journal, "append", appends):
-        extract_slide(source, work, folder / TARGET)
+        extract_slide(source, work, folder / CACHE)
     assert len(blocks) == 12
     return Slide(source, work, read_embeddings(folder / TARGET), (folder / TARGET).read_bytes(), heads[0], blocks)
 
@@ -91,7 +94,7 @@ def write_over_an_older_file(slide: Slide, root: Path) -> Recording:
 
 def extraction(slide: Slide, root: Path) -> Recording:
     with recorded(root, MOST_BYTES) as recording:
-        extract_slide(slide.source, slide.work, root / TARGET)
+        extract_slide(slide.source, slide.work, root / CACHE)
     return recording
 
 
@@ -226,7 +229,7 @@ def test_a_run_killed_after_its_file_was_renamed_leaves_no_journal_for_ever(slid
     renamed = next(at for at, one in enumerate(recording.operations, 1) if one.to == TARGET)
     folder = recording.tree_after(renamed).write_to(tmp_path / "killed")
     assert sorted(files_below(folder)) == [TARGET, JOURNAL]
-    extract_slide(slide.source, slide.work, folder / TARGET)
+    extract_slide(slide.source, slide.work, folder / CACHE)
     assert sorted(files_below(folder)) == [TARGET]
 
 
@@ -281,7 +284,7 @@ def verdict(slide: Slide, recording: Recording, folder: Path, state: State, prom
         what = "absent"
     else:
         what = "new" if same(found, slide.whole) else "old" if same(found, older(slide)) else "wrong rows"
-        assert find_embeddings(folder / "cache") == {"s0": folder / TARGET}, state.what
+        assert find_embeddings(folder / CACHE) == {"s0": folder / TARGET}, state.what
     had_older = TARGET in recording.start.names
     assert what in (("new", "old") if had_older else ("new", "absent")), f"{state.what}: {what}"
     done = promises[state.after].renamed if state.is_kill else promises[state.after].synced
@@ -323,7 +326,7 @@ def resumed(slide: Slide, root: Path, most: int) -> int:
         states = [*distinct(kills(recording), promises), *distinct(power_losses(recording, 4, rng), promises)]
         for at in rng.permutation(len(states))[: most // len(SCENARIOS)]:
             folder = states[at].tree.write_to(root / f"resumed-{count}")
-            if extract_slide(slide.source, slide.work, folder / TARGET) is not None:
+            if extract_slide(slide.source, slide.work, folder / CACHE) is not None:
                 assert list(files_below(folder)) == [TARGET], states[at].what
             assert (folder / TARGET).read_bytes() == slide.data, states[at].what
             count += 1

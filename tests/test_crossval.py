@@ -27,7 +27,7 @@ QUICK = TrainSettings(epochs=4, hidden=16, attention=8, lr=1e-2, device="cpu")
 def _crossval(
     cohort: EmbeddingsCohort, folds: int = 3, training: TrainSettings = QUICK, out: str = "cv"
 ) -> CrossValidation:
-    return crossval(cohort.table, cohort.embeddings, "cancer", cohort.table.parent / out, folds, training=training)
+    return crossval(cohort.table, [cohort.embeddings], "cancer", cohort.table.parent / out, folds, training=training)
 
 
 def _logs(out: Path) -> dict[str, int]:
@@ -50,7 +50,7 @@ def test_every_slide_is_scored_by_the_model_that_has_not_seen_its_patient(embedd
 
 def test_neither_labels_nor_embeddings_of_the_scored_fold_reach_its_model(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=12)
-    slides = labelled_slides(read_cohort(cohort.table), cohort.embeddings, "cancer")
+    slides = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
     fold_of = fold_column(slides, 3, 0)
     root = cohort.table.parent
     before = fit_fold(slides, fold_of, 1, "gated-abmil", QUICK, root / "before")
@@ -58,13 +58,13 @@ def test_neither_labels_nor_embeddings_of_the_scored_fold_reach_its_model(embedd
     scored = (fold_of == 1).to_numpy(dtype=bool)
     frame.loc[scored, "cancer"] = frame.loc[scored, "cancer"].map({"0": "1", "1": "0"})
     cohort.rewrite(frame)
-    flipped = labelled_slides(read_cohort(cohort.table), cohort.embeddings, "cancer")
+    flipped = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
     after = fit_fold(flipped, fold_of, 1, "gated-abmil", QUICK, root / "after")
     assert after.predictions["prob_1"].tolist() == before.predictions["prob_1"].tolist()
     assert after.predictions["label"].tolist() != before.predictions["label"].tolist()
     for slide in frame["slide_id"][scored]:
         write_embeddings(cohort.file(slide), planted_embeddings(slide, 1, n=50, seed=7))
-    moved = labelled_slides(read_cohort(cohort.table), cohort.embeddings, "cancer")
+    moved = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
     third = fit_fold(moved, fold_of, 1, "gated-abmil", QUICK, root / "third")
     for name, value in before.model.head.state_dict().items():
         assert torch.equal(third.model.head.state_dict()[name], value)
@@ -164,19 +164,23 @@ def test_more_folds_than_patients_and_unknown_heads_are_errors(embeddings_cohort
     with pytest.raises(InputError, match="use --folds 3"):
         _crossval(cohort, folds=5)
     with pytest.raises(UnknownNameError, match="gated-abmil"):
-        crossval(cohort.table, cohort.embeddings, "cancer", cohort.table.parent / "x", 3, head="abmil", training=QUICK)
+        crossval(
+            cohort.table, [cohort.embeddings], "cancer", cohort.table.parent / "x", 3, head="abmil", training=QUICK
+        )
 
 
 def test_the_refit_learns_from_every_slide_for_the_epochs_of_the_folds(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=12)
     result = _crossval(cohort)
     out = cohort.table.parent / "model"
-    model = refit(cohort.table, cohort.embeddings, "cancer", out, result.epochs, training=QUICK, figures=result.metrics)
+    model = refit(
+        cohort.table, [cohort.embeddings], "cancer", out, result.epochs, training=QUICK, figures=result.metrics
+    )
     assert len(model.training["patients"]) == 12
     assert model.training["n_stop_patients"] == 0
     assert model.training["epochs"] == result.epochs
     assert read_model(out).figures == result.metrics
     before = (out / "model.safetensors").read_bytes()
-    refit(cohort.table, cohort.embeddings, "cancer", out, result.epochs, training=QUICK)
+    refit(cohort.table, [cohort.embeddings], "cancer", out, result.epochs, training=QUICK)
     assert (out / "model.safetensors").read_bytes() == before
     assert read_model(out).figures is None

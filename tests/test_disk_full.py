@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections import Counter
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -19,10 +20,10 @@ from pathfm.embed import extract_slide
 from pathfm.errors import DiskFullError
 from pathfm.files import write_atomically
 from pathfm.sources import find_slides
+from pathfm.underway import journal_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MOST_BYTES = 300
 """The system takes no more at a time, so that a small file is many writes."""
@@ -51,8 +52,9 @@ def test_a_disk_that_fills_up_at_any_operation_costs_nothing_but_time(slides: Pa
     """Half of a write is taken, then nothing more, at each operation in turn."""
     source, work = find_slides([slides])[0], small_work(batch_size=2)
     with recorded(tmp_path, MOST_BYTES) as recording:
-        extract_slide(source, work, tmp_path / "whole" / "s0.h5")
-    whole = (tmp_path / "whole" / "s0.h5").read_bytes()
+        extract_slide(source, work, tmp_path / "whole")
+    (target,) = work.files(Path("whole"), "s0")
+    whole = (tmp_path / target).read_bytes()
     for at in range(len(recording.operations)):
         root = tmp_path / f"full-{at}"
         root.mkdir()
@@ -60,12 +62,12 @@ def test_a_disk_that_fills_up_at_any_operation_costs_nothing_but_time(slides: Pa
             pytest.raises(DiskFullError, match=r"free some and run the same command again"),
             recorded(root, MOST_BYTES, full_from=at),
         ):
-            extract_slide(source, work, root / "whole" / "s0.h5")
+            extract_slide(source, work, root / "whole")
         left = files_below(root)
-        assert left.pop("whole/s0.h5", whole) == whole
-        assert left.keys() <= {"whole/s0.part"}
-        extract_slide(source, work, root / "whole" / "s0.h5")
-        assert (root / "whole" / "s0.h5").read_bytes() == whole
+        assert left.pop(str(target), whole) == whole
+        assert left.keys() <= {str(journal_of(target))}
+        extract_slide(source, work, root / "whole")
+        assert (root / target).read_bytes() == whole
     print(f"disk full at each of {len(recording.operations)} operations; each run completed afterwards, byte-identical")
 
 

@@ -32,6 +32,38 @@ def test_it_says_versions_device_hub_cache_and_free_disk() -> None:
         assert fact in said
 
 
+def test_it_says_where_weights_are_looked_for_and_what_is_usable_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.delenv("PATHFM_WEIGHTS", raising=False)
+    monkeypatch.delenv("PATHFM_BACKBONES", raising=False)
+    facts = facts_of(doctor())
+    assert facts["weights cache"].startswith(f"{tmp_path / 'cache' / 'hub'}, ")
+    assert " GB free" in facts["weights cache"]
+    assert facts["weights mirror"] == "none (PATHFM_WEIGHTS names no folder)"
+    assert facts["weights here"] == "colour"
+    assert facts["your backbones"].startswith("none")
+
+    folder = tmp_path / "mirror" / "MahmoodLab" / "UNI"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).touch()
+    monkeypatch.setenv("PATHFM_WEIGHTS", str(tmp_path / "mirror"))
+    (tmp_path / "ours.yaml").write_text(f"- name: ours\n  source: local-dir:{folder}\n  output: pooled\n")
+    monkeypatch.setenv("PATHFM_BACKBONES", str(tmp_path / "ours.yaml"))
+    facts = facts_of(doctor())
+    assert facts["weights mirror"] == f"{tmp_path / 'mirror'}, looked at first"
+    assert facts["weights here"] == "colour, ours, uni"
+    assert facts["your backbones"] == f"{tmp_path / 'ours.yaml'}: ours"
+    (tmp_path / "ours.yaml").write_text("ours")
+    facts = facts_of(doctor())
+    assert facts["weights here"] == "colour, uni"
+    assert "is no list of backbones" in facts["your backbones"]
+    monkeypatch.setenv("PATHFM_WEIGHTS", str(tmp_path / "unmounted"))
+    assert "unmounted is not there" in facts_of(doctor())["weights mirror"]
+
+
 def test_it_says_of_each_slide_whether_it_is_fit_and_why_not(tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
@@ -51,3 +83,7 @@ def test_it_says_of_each_slide_whether_it_is_fit_and_why_not(tmp_path: Path) -> 
 def test_an_override_makes_an_unscaled_slide_fit(tmp_path: Path) -> None:
     write_pyramid(tmp_path / "unscaled.tiff", waves(512, 512, 0.5), None, levels=(4,))
     assert "0.25 mpp (override)" in doctor([tmp_path / "unscaled.tiff"], mpp_override=0.25)
+
+
+def facts_of(said: str) -> dict[str, str]:
+    return {line[:18].strip(): line[18:] for line in said.splitlines()}

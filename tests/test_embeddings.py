@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pathfm.contents import metadata_sha256
 from pathfm.embeddings import (
     Embeddings,
     embeddings_folder_name,
@@ -22,8 +24,11 @@ from pathfm.embeddings import (
     write_embeddings,
 )
 from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, SeveralRecipesError
+from pathfm.files import canonical_json
 from pathfm.guarded import sealed
+from pathfm.licences import Licence
 
+MIT = Licence("colour", "MIT").facts()
 RECIPE: dict[str, Any] = {
     "backbone": {"name": "colour", "dim": 5},
     "tiles": {"size_px": 224, "mpp": 0.5, "stride_px": 224, "min_tissue": 0.5},
@@ -182,7 +187,25 @@ def test_features_that_lie_elsewhere_or_claim_too_much_are_refused(tmp_path: Pat
         ("format_version", 0),
         ("n_failed", 3),
         ("features_sha256", "00"),
+        ("licences", 5),
+        ("licences", b"\xff"),
+        ("licences", np.zeros(3)),
+        ("licences", "{}"),
+        ("licences", "MIT"),
+        ("licences", "["),
+        ("licences", "[" * 100_000),
+        ("licences", '"' + "x" * 10_000_000 + '"'),
+        ("licences", json.dumps([MIT] * 65)),
+        ("licences", json.dumps([MIT | {"licence": 5}])),
+        ("licences", json.dumps([MIT | {"licence": None}])),
+        ("licences", json.dumps([MIT | {"derivatives": "x" * 1001}])),
+        ("licences", json.dumps([MIT | {"page": "a\nb"}])),
+        ("licences", json.dumps([MIT | {"page": "\x1b[2J"}])),
+        ("licences", json.dumps([MIT | {"path": "/home/ann"}])),
+        ("licences", json.dumps([{"backbone": "colour"}])),
+        ("licences", json.dumps(["MIT"])),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_metadata_that_cannot_be_is_refused_even_behind_a_right_digest(tmp_path: Path, name: str, value: Any) -> None:
     path = tmp_path / "a.h5"
@@ -192,8 +215,44 @@ def test_metadata_that_cannot_be_is_refused_even_behind_a_right_digest(tmp_path:
         if name == "recipe":
             file.attrs["recipe_sha256"] = recipe_sha256(json.loads(value))
     reseal(path)
-    with pytest.raises(EmbeddingsDamagedError, match=r"a\.h5"):
+    with pytest.raises(EmbeddingsDamagedError, match=r"a\.h5") as caught:
         read_embeddings(path)
+    assert "\n" not in str(caught.value)
+    if name == "licences":  # the shape alone refuses them, without the digest of the metadata
+        with pytest.raises(EmbeddingsDamagedError, match="licences"):
+            read_embeddings(path, "shape")
+
+
+def test_licences_come_back_and_are_unknown_where_none_is_stated(tmp_path: Path) -> None:
+    stated = Licence("virchow2", "CC-BY-NC-ND-4.0", "covers “heads” trained on it", "https://example.org/v2")
+    for licences, wanted in (
+        ((stated, Licence("b", "MIT")), (stated, Licence("b", "MIT"))),
+        ((), (Licence("colour"),)),
+    ):
+        write_embeddings(tmp_path / "a.h5", dataclasses.replace(embeddings(), licences=licences))
+        assert read_embeddings(tmp_path / "a.h5").licences == wanted
+
+
+def test_another_licence_makes_another_file_of_the_same_recipe_and_is_covered_by_the_proof(tmp_path: Path) -> None:
+    one, other = (dataclasses.replace(embeddings(), licences=(Licence("a", name),)) for name in ("MIT", "GPL-3.0"))
+    assert embeddings_folder_name(one.recipe) == embeddings_folder_name(other.recipe)
+    write_embeddings(tmp_path / "a.h5", one)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.attrs["licences"] = file.attrs["licences"].replace("MIT", "ISC")
+    reseal(tmp_path / "a.h5")
+    with pytest.raises(EmbeddingsDamagedError, match="attributes do not match their digest"):
+        read_embeddings(tmp_path / "a.h5")
+
+
+def test_the_page_lists_exactly_the_attributes_that_are_written(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "embeddings-file.md").read_text(encoding="utf-8")
+    table = page.partition("## Root attributes")[2].partition("\n\n")[2].partition("\n\n")[0]
+    listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    write_embeddings(tmp_path / "a.h5", embeddings())
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert listed == set(file.attrs)
+        assert f"format version {file.attrs['format_version']}" in page.splitlines()[0]
+        assert f"`{file.attrs['format_version']}`. A reader MUST refuse" in table
 
 
 def test_what_other_tools_read_is_covered_by_the_proof(tmp_path: Path) -> None:
@@ -224,12 +283,47 @@ def test_rubbish_and_foreign_hdf5_are_named_errors(tmp_path: Path) -> None:
             read_embeddings(tmp_path / name)
 
 
-@pytest.mark.parametrize(("version", "digest"), [(1, "sha256:" + "00" * 32), (2, "quick:1938955:" + "00" * 32)])
-def test_a_file_of_every_format_stays_readable(version: int, digest: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "digest", "licence"),
+    [
+        (1, "sha256:" + "00" * 32, Licence("colour")),
+        (2, "quick:1938955:" + "00" * 32, Licence("colour")),
+        (3, "sha256:" + "00" * 32, Licence("colour", "CC-BY-NC-ND-4.0", "covers heads", "https://example.org")),
+    ],
+)
+def test_a_file_of_every_format_stays_readable(version: int, digest: str, licence: Licence) -> None:
     found = read_embeddings(Path(__file__).parent / "data" / f"embeddings-v{version}.h5")
     assert found.slide_digest == digest
     assert (found.slide_id, found.mpp, found.features.shape, found.failed.tolist()) == ("a", 0.25, (3, 5), [[1, 2]])
     assert found.recipe == RECIPE
+    assert found.licences == (licence,)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_file_has_the_licence_of_its_recipe(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "a.h5"
+    old = RECIPE | {"backbone": RECIPE["backbone"] | {"licence": "CC-BY-NC-ND-4.0"}}
+    path.write_bytes((Path(__file__).parent / "data" / f"embeddings-v{version}.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        file.attrs["recipe"], file.attrs["recipe_sha256"] = canonical_json(old), recipe_sha256(old)
+        file.attrs["metadata_sha256"] = metadata_sha256(dict(file.attrs), file["failed"][:])
+    reseal(path)
+    found = read_embeddings(path)
+    assert found.licences == (Licence("colour", "CC-BY-NC-ND-4.0"),)
+    assert found.recipe_sha256 == recipe_sha256(old), "the folder is still named by it"
+
+
+def test_a_licence_in_the_recipe_of_an_older_file_makes_nothing_stale() -> None:
+    old = RECIPE | {"backbone": RECIPE["backbone"] | {"licence": "MIT"}}
+    joined = [{"backbone": {"name": "x"}, "joined": [recipe, recipe]} for recipe in (old, RECIPE)]
+    assert recipe_differences(old, RECIPE) == recipe_differences(RECIPE, old) == recipe_differences(*joined) == []
+    assert recipe_differences(old["backbone"], RECIPE["backbone"], "backbone.") == []
+    other = RECIPE | {"licence": "MIT", "backbone": RECIPE["backbone"] | {"dim": 6}}
+    assert recipe_differences(other, RECIPE) == ["backbone.dim is 6, wanted 5", "licence is MIT, wanted absent"]
+    joined[0]["joined"] = [old, other]
+    assert recipe_differences(*joined)[0] == "joined.1.backbone.dim is 6, wanted 5"
+    joined[0]["joined"] = [old]
+    assert recipe_differences(*joined)[0].startswith("joined is ")
 
 
 def test_a_file_of_a_later_format_asks_for_an_upgrade(tmp_path: Path) -> None:

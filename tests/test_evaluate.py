@@ -25,14 +25,14 @@ QUICK = TrainSettings(epochs=8, hidden=16, attention=8, lr=1e-2, device="cpu", s
 @pytest.fixture
 def model(embeddings_cohort: Make, tmp_path: Path) -> Path:
     cohort = embeddings_cohort(patients=16, name="development")
-    train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=QUICK)
+    train(cohort.table, [cohort.embeddings], "cancer", tmp_path / "model", training=QUICK)
     return tmp_path / "model"
 
 
 def test_a_frozen_model_is_scored_on_patients_it_has_not_seen(embeddings_cohort: Make, model: Path) -> None:
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     before = (model / "model.json").read_bytes()
-    result = evaluate(model, other.table, other.embeddings, model.parent / "out")
+    result = evaluate(model, other.table, [other.embeddings], model.parent / "out")
     metrics = json.loads((result.folder / "metrics.json").read_text())
     assert metrics["protocol"] == "external evaluation"
     assert metrics["patient"]["auroc"]["value"] > 0.9
@@ -49,7 +49,7 @@ def test_a_patient_of_the_training_is_refused_by_name(embeddings_cohort: Make, m
     frame.loc[4, "patient_id"] = "p03"
     other.rewrite(frame)
     with pytest.raises(LeakageError, match="share patients p03"):
-        evaluate(model, other.table, other.embeddings, model.parent / "out")
+        evaluate(model, other.table, [other.embeddings], model.parent / "out")
     assert not (model.parent / "out").exists()
 
 
@@ -58,7 +58,7 @@ def test_a_scan_of_the_training_is_refused_under_whatever_name(embeddings_cohort
     copied = replace(planted_embeddings("q02-0", 0), slide_digest=planted_embeddings("p07-0", 0).slide_digest)
     write_embeddings(other.file("q02-0"), copied)
     with pytest.raises(LeakageError, match="share slides q02-0"):
-        evaluate(model, other.table, other.embeddings, model.parent / "out")
+        evaluate(model, other.table, [other.embeddings], model.parent / "out")
 
 
 def test_scans_without_a_digest_are_known_by_their_name(embeddings_cohort: Make, model: Path) -> None:
@@ -68,28 +68,28 @@ def test_scans_without_a_digest_are_known_by_their_name(embeddings_cohort: Make,
     other.rewrite(frame)
     write_embeddings(other.file("p05-0"), replace(planted_embeddings("p05-0", 1), slide_digest=""))
     with pytest.raises(LeakageError, match="share slides p05-0"):
-        evaluate(model, other.table, other.embeddings, model.parent / "out")
+        evaluate(model, other.table, [other.embeddings], model.parent / "out")
 
 
 def test_embeddings_of_another_recipe_name_the_key(embeddings_cohort: Make, model: Path) -> None:
     recipe = RECIPE | {"backbone": {"name": "other", "licence": "Apache-2.0"}}
     other = embeddings_cohort(patients=4, name="other", prefix="q", recipe=recipe)
     with pytest.raises(EmbeddingsStaleError, match=r"backbone\.name is other, wanted planted"):
-        evaluate(model, other.table, other.embeddings, model.parent / "out")
+        evaluate(model, other.table, [other.embeddings], model.parent / "out")
 
 
 def test_a_class_that_the_model_does_not_know_is_named(embeddings_cohort: Make, model: Path) -> None:
     other = embeddings_cohort(patients=6, classes=3, name="other", prefix="q")
     with pytest.raises(InputError, match="holds 2, the model knows 0, 1"):
-        evaluate(model, other.table, other.embeddings, model.parent / "out")
+        evaluate(model, other.table, [other.embeddings], model.parent / "out")
 
 
 def test_the_label_may_be_named_otherwise(embeddings_cohort: Make, model: Path) -> None:
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     other.rewrite(other.frame().rename(columns={"cancer": "tumour"}))
     with pytest.raises(UnknownNameError, match="tumour"):
-        evaluate(model, other.table, other.embeddings, model.parent / "out")
-    result = evaluate(model, other.table, other.embeddings, model.parent / "out", label="tumour")
+        evaluate(model, other.table, [other.embeddings], model.parent / "out")
+    result = evaluate(model, other.table, [other.embeddings], model.parent / "out", label="tumour")
     assert result.metrics["label"] == "tumour"
     assert result.metrics["patient"]["auroc"]["value"] > 0.9
 
@@ -97,7 +97,7 @@ def test_the_label_may_be_named_otherwise(embeddings_cohort: Make, model: Path) 
 def test_a_cohort_of_one_class_has_no_auroc_and_says_why(embeddings_cohort: Make, model: Path) -> None:
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     other.rewrite(other.frame().query("cancer == '1'"))
-    metrics = evaluate(model, other.table, other.embeddings, model.parent / "out").metrics
+    metrics = evaluate(model, other.table, [other.embeddings], model.parent / "out").metrics
     assert metrics["patient"]["auroc"]["value"] is None
     assert metrics["warnings"]
 
@@ -105,21 +105,21 @@ def test_a_cohort_of_one_class_has_no_auroc_and_says_why(embeddings_cohort: Make
 def test_slides_that_had_no_digest_in_training_are_known_by_their_name(embeddings_cohort: Make, tmp_path: Path) -> None:
     cohort = embeddings_cohort(patients=8, name="development")
     write_embeddings(cohort.file("p05-0"), replace(planted_embeddings("p05-0", 1), slide_digest=""))
-    train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=QUICK)
+    train(cohort.table, [cohort.embeddings], "cancer", tmp_path / "model", training=QUICK)
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     frame = other.frame()
     frame.loc[0, "slide_id"] = "p05-0"
     other.rewrite(frame)
     write_embeddings(other.file("p05-0"), planted_embeddings("p05-0", 1))
     with pytest.raises(LeakageError, match="share slides p05-0"):
-        evaluate(tmp_path / "model", other.table, other.embeddings, tmp_path / "out")
+        evaluate(tmp_path / "model", other.table, [other.embeddings], tmp_path / "out")
 
 
 def test_slides_whose_digest_is_of_another_kind_are_known_by_their_name(
     embeddings_cohort: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cohort = embeddings_cohort(patients=8, name="development")
-    train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=QUICK)
+    train(cohort.table, [cohort.embeddings], "cancer", tmp_path / "model", training=QUICK)
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     frame = other.frame()
     frame.loc[0, "slide_id"] = "p05-0"
@@ -128,5 +128,5 @@ def test_slides_whose_digest_is_of_another_kind_are_known_by_their_name(
         one = replace(planted_embeddings(slide_id, 1), slide_digest=f"quick:1:{slide_id}")
         write_embeddings(other.file(slide_id), one)
     with pytest.raises(LeakageError, match="share slides p05-0"):
-        evaluate(tmp_path / "model", other.table, other.embeddings, tmp_path / "out")
+        evaluate(tmp_path / "model", other.table, [other.embeddings], tmp_path / "out")
     assert "digests of two kinds" in caplog.text

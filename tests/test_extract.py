@@ -103,7 +103,7 @@ def test_every_row_is_the_embedding_of_the_tile_at_its_coords(slides: Path, tmp_
     result = run(slides, tmp_path / "out")
     backbone = load_backbone("colour", "cpu")
     for slide_id in ("a", "b", "c"):
-        found = read_embeddings(result.folder / f"{slide_id}.h5")
+        found = read_embeddings(result.folders[0] / f"{slide_id}.h5")
         with open_slide(slides / f"{slide_id}.tiff") as slide:
             tiles = np.stack([slide.read_tile(x, y, 64, 1.0) for x, y in found.coords.tolist()])
         assert len(tiles) > 16
@@ -119,7 +119,7 @@ def test_every_row_is_the_embedding_of_the_tile_at_its_coords(slides: Path, tmp_
 
 
 def test_the_file_opens_as_one_of_trident_does(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out").folder
+    folder = run(slides, tmp_path / "out").folders[0]
     with h5py.File(folder / "a.h5") as file:
         assert file["features"][:].shape == (len(file["coords"]), load_backbone("colour", "cpu").row.dim)
         assert {"patch_size": 64, "patch_size_level0": 128, "level0_magnification": 20, "overlap": 0}.items() <= dict(
@@ -130,15 +130,15 @@ def test_the_file_opens_as_one_of_trident_does(slides: Path, tmp_path: Path) -> 
 
 def test_a_second_run_proves_the_files_and_leaves_them_alone(slides: Path, tmp_path: Path) -> None:
     first = run(slides, tmp_path / "out")
-    times = [path.stat().st_mtime_ns for path in sorted(first.folder.iterdir())]
+    times = [path.stat().st_mtime_ns for path in sorted(first.folders[0].iterdir())]
     second = run(slides, tmp_path / "out")
     assert (second.done, second.skipped) == ((), ("a", "b", "c"))
-    assert [path.stat().st_mtime_ns for path in sorted(second.folder.iterdir())] == times
+    assert [path.stat().st_mtime_ns for path in sorted(second.folders[0].iterdir())] == times
     assert "a: skipped" in log_of(tmp_path / "out")
 
 
 def test_a_damaged_file_is_made_again_with_the_same_bytes(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out").folder
+    folder = run(slides, tmp_path / "out").folders[0]
     before = files_of(folder)
     with h5py.File(folder / "b.h5") as file:
         offset = file["features"].id.get_offset()
@@ -155,13 +155,13 @@ def test_the_same_slides_give_the_same_bytes_whatever_the_threads_and_the_place(
     first = run(slides, tmp_path / "first")
     moved = slides.rename(tmp_path / "moved")
     second = run(moved, tmp_path / "second", workers=4)
-    assert first.folder.name == second.folder.name
-    assert files_of(first.folder) == files_of(second.folder)
+    assert first.folders[0].name == second.folders[0].name
+    assert files_of(first.folders[0]) == files_of(second.folders[0])
 
 
 @pytest.mark.parametrize("kind", ["sha256", "quick"])
 def test_a_slide_that_changed_is_embedded_again(slides: Path, tmp_path: Path, kind: DigestKind) -> None:
-    folder = run(slides, tmp_path / "out", digest=kind).folder
+    folder = run(slides, tmp_path / "out", digest=kind).folders[0]
     before = files_of(folder)
     assert read_embeddings(folder / "b.h5").slide_digest.startswith(f"{kind}:")
     write_slide(slides / "b.tiff", seed=9)
@@ -176,7 +176,7 @@ def test_another_kind_of_digest_makes_no_file_again(slides: Path, tmp_path: Path
 
 
 def test_the_embeddings_of_a_slide_that_was_damaged_since_are_put_out_of_reach(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out").folder
+    folder = run(slides, tmp_path / "out").folders[0]
     data = (slides / "b.tiff").read_bytes()
     (slides / "b.tiff").write_bytes(data[: len(data) // 2])
     with pytest.raises(SlidesFailedError):
@@ -189,7 +189,7 @@ def test_the_embeddings_of_a_scale_that_is_withdrawn_are_put_out_of_reach(tmp_pa
     slides = tmp_path / "slides"
     slides.mkdir()
     Image.fromarray(np.full((256, 256, 3), (205, 110, 170), np.uint8)).save(slides / "a.png")  # states no mpp
-    folder = run(slides, tmp_path / "out", mpp_override=MPP).folder
+    folder = run(slides, tmp_path / "out", mpp_override=MPP).folders[0]
     assert (folder / "a.h5").exists()
     with pytest.raises(SlidesFailedError):
         run(slides, tmp_path / "out")
@@ -201,7 +201,7 @@ def test_the_embeddings_of_an_outline_that_is_withdrawn_are_put_out_of_reach(sli
     outlines = tmp_path / "outlines"
     outlines.mkdir()
     write_outline(outlines / "a.geojson", 256, 768)
-    folder = run(slides, tmp_path / "out", outlines=outlines).folder
+    folder = run(slides, tmp_path / "out", outlines=outlines).folders[0]
     (outlines / "a.geojson").write_text("no outline")
     with pytest.raises(SlidesFailedError):
         run(slides, tmp_path / "out", outlines=outlines)
@@ -213,7 +213,7 @@ def test_the_embeddings_of_a_slide_with_too_many_unreadable_tiles_are_put_out_of
     slides: Path, tmp_path: Path
 ) -> None:
     source, work = find_slides([slides])[0], plan_extraction("colour", SPEC, device="cpu")
-    path = run(slides, tmp_path / "out").folder / "a.h5"
+    path = run(slides, tmp_path / "out").folders[0] / "a.h5"
     set_aside_if_withdrawn(source, work.reading, path, SlideError(source.path, "corrupt tile", ""))
     assert sorted(find_embeddings(path.parent)) == ["b", "c"]
 
@@ -222,7 +222,7 @@ def test_a_slide_that_the_system_refuses_fails_alone_and_keeps_its_embeddings(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    folder = run(slides, out).folder
+    folder = run(slides, out).folders[0]
 
     def refusing(source: SlideSource, how: Any) -> dict[str, Any]:
         if source.slide_id == "b":
@@ -238,7 +238,7 @@ def test_a_slide_that_the_system_refuses_fails_alone_and_keeps_its_embeddings(
 
 def test_another_scale_of_the_same_slide_is_embedded_again(slides: Path, tmp_path: Path) -> None:
     run(slides, tmp_path / "out")
-    folder = run(slides, tmp_path / "out", mpp_override=0.55).folder
+    folder = run(slides, tmp_path / "out", mpp_override=0.55).folders[0]
     found = read_embeddings(folder / "a.h5")
     assert (found.mpp, found.mpp_source) == (0.55, "override")
     assert "mpp is 0.5, wanted 0.55; mpp_source is metadata, wanted override" in log_of(tmp_path / "out")
@@ -246,15 +246,15 @@ def test_another_scale_of_the_same_slide_is_embedded_again(slides: Path, tmp_pat
 
 def test_another_recipe_goes_to_a_folder_of_its_own(slides: Path, tmp_path: Path) -> None:
     folders = {
-        run(slides, tmp_path / "out", **more).folder
+        run(slides, tmp_path / "out", **more).folders[0]
         for more in ({}, {"tiles": TileSpec(64, 1.0, min_tissue=0.9)}, {"tissue": TissueSpec(min_chroma=0.03)})
     }
     assert len(folders) == 3
 
 
 def test_a_file_of_another_recipe_is_not_taken_for_done(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out").folder
-    other = run(slides, tmp_path / "out", tiles=TileSpec(64, 1.0, stride_px=32)).folder
+    folder = run(slides, tmp_path / "out").folders[0]
+    other = run(slides, tmp_path / "out", tiles=TileSpec(64, 1.0, stride_px=32)).folders[0]
     (other / "a.h5").replace(folder / "a.h5")
     assert run(slides, tmp_path / "out").done == ("a",)
     assert "a: made again, for tiles.stride_px is 32, wanted 64" in log_of(tmp_path / "out")
@@ -287,7 +287,7 @@ def test_a_slide_too_coarse_for_the_tiles_says_so(slides: Path, tmp_path: Path) 
 
 
 def test_upsampled_embeddings_do_not_stand_in_where_upsampling_is_not_allowed(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25, allow_upsampling=True)).folder
+    folder = run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25, allow_upsampling=True)).folders[0]
     with pytest.raises(SlidesFailedError):
         run(slides, tmp_path / "out", tiles=TileSpec(64, 0.25))
     assert [row["reason"] for row in failures(tmp_path / "out")] == ["upsampling"] * 3
@@ -296,7 +296,7 @@ def test_upsampled_embeddings_do_not_stand_in_where_upsampling_is_not_allowed(sl
 
 def test_a_slide_without_tissue_is_a_result(slides: Path, tmp_path: Path) -> None:
     write_slide(slides / "a.tiff", tissue=(0, 0))
-    found = read_embeddings(run(slides, tmp_path / "out").folder / "a.h5")
+    found = read_embeddings(run(slides, tmp_path / "out").folders[0] / "a.h5")
     assert found.features.shape == (0, load_backbone("colour", "cpu").row.dim)
     assert np.isnan(found.mean_rgb).all()
     assert "a: done, no tissue" in log_of(tmp_path / "out")
@@ -307,10 +307,10 @@ def test_a_slide_without_tissue_is_a_result(slides: Path, tmp_path: Path) -> Non
 def test_unreadable_tiles_are_recorded_and_shift_no_batch(tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     write_slide(slides / "a.tiff", tissue=(0, 1024))
-    whole = read_embeddings(run(slides, tmp_path / "whole", tiles=TileSpec(32, MPP)).folder / "a.h5")
+    whole = read_embeddings(run(slides, tmp_path / "whole", tiles=TileSpec(32, MPP)).folders[0] / "a.h5")
     spoil_tile(slides / "a.tiff", 37)
     result = run(slides, tmp_path / "spoilt", tiles=TileSpec(32, MPP))
-    found = read_embeddings(result.folder / "a.h5")
+    found = read_embeddings(result.folders[0] / "a.h5")
     assert len(whole.failed) == 0
     assert len(found.failed) == 4
     lost = {tuple(xy) for xy in found.failed.tolist()}
@@ -322,9 +322,9 @@ def test_unreadable_tiles_are_recorded_and_shift_no_batch(tmp_path: Path) -> Non
 
 def test_a_bad_tile_of_a_slide_of_one_level_is_recorded_and_costs_no_other(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "slides" / "a.tiff", tissue=(0, 1024), levels=())
-    whole = read_embeddings(run(path, tmp_path / "whole", tiles=TileSpec(32, MPP)).folder / "a.h5")
+    whole = read_embeddings(run(path, tmp_path / "whole", tiles=TileSpec(32, MPP)).folders[0] / "a.h5")
     spoil_tile(path, 37)
-    found = read_embeddings(run(path, tmp_path / "spoilt", tiles=TileSpec(32, MPP)).folder / "a.h5")
+    found = read_embeddings(run(path, tmp_path / "spoilt", tiles=TileSpec(32, MPP)).folders[0] / "a.h5")
     assert len(found.failed) == 4
     assert len(found.coords) == len(whole.coords) - 4
 
@@ -341,10 +341,10 @@ def test_a_slide_with_too_many_unreadable_tiles_is_refused(tmp_path: Path) -> No
     assert "at least 6 of 1024 tiles" in row["message"]
     assert list((tmp_path / "out").rglob("*.h5")) == []
     lenient = run(slides, tmp_path / "out", tiles=TileSpec(32, MPP), max_failed_share=0.01)
-    assert len(read_embeddings(lenient.folder / "a.h5").failed) == 8
+    assert len(read_embeddings(lenient.folders[0] / "a.h5").failed) == 8
     with pytest.raises(SlidesFailedError):
         run(slides, tmp_path / "out", tiles=TileSpec(32, MPP))
-    assert [path.name for path in lenient.folder.glob("*.h5*")] == ["a.h5.stale"]
+    assert [path.name for path in lenient.folders[0].glob("*.h5*")] == ["a.h5.stale"]
     with pytest.raises(InputError, match="--max_failed_share is 2"):
         run(slides, tmp_path / "out", max_failed_share=2)
 
@@ -352,7 +352,7 @@ def test_a_slide_with_too_many_unreadable_tiles_is_refused(tmp_path: Path) -> No
 def test_an_interrupted_run_keeps_what_was_finished_and_goes_on_from_there(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = files_of(run(slides, tmp_path / "whole").folder)
+    whole = files_of(run(slides, tmp_path / "whole").folders[0])
     written: list[str] = []
 
     def interrupted(path: Path, *rest: Any) -> None:
@@ -362,7 +362,7 @@ def test_an_interrupted_run_keeps_what_was_finished_and_goes_on_from_there(
         write_rows(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathfm.embed.write_rows", interrupted)
+        patch.setattr("pathfm.underway.write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(slides, tmp_path / "out")
     folder = next((tmp_path / "out").glob("colour-*"))
@@ -390,7 +390,7 @@ def test_hand_made_outlines_take_the_place_of_found_tissue(slides: Path, tmp_pat
     outlines.mkdir()
     write_outline(outlines / "a.geojson", 256, 768)
     result = run(slides, tmp_path / "out", outlines=outlines)
-    a, b = (read_embeddings(result.folder / f"{name}.h5") for name in "ab")
+    a, b = (read_embeddings(result.folders[0] / f"{name}.h5") for name in "ab")
     assert a.coords.tolist() == [[x, y] for y in range(256, 768, 128) for x in range(256, 768, 128)]
     assert len(b.coords) > 16
     assert run(slides, tmp_path / "out", outlines=outlines).skipped == ("a", "b", "c")
@@ -413,15 +413,15 @@ def test_a_model_from_a_folder_is_recorded_with_weights_and_licence(slides: Path
     torch.manual_seed(0)
     save_tiny(tmp_path / "tiny")
     result = run(slides, tmp_path / "out", backbone=f"local-dir:{tmp_path / 'tiny'}", tiles=TileSpec(mpp=1.0))
-    found = read_embeddings(result.folder / "a.h5")
-    assert result.folder.name.startswith("local-dir--tiny-")
+    found = read_embeddings(result.folders[0] / "a.h5")
+    assert result.folders[0].name.startswith("local-dir--tiny-")
     assert found.features.shape[1] == 64
     assert found.recipe["tiles"] == {"size_px": 160, "mpp": 1.0, "stride_px": 160, "min_tissue": 0.5}
-    assert found.recipe["backbone"]["licence"] == "apache-2.0"
+    assert found.licences[0].licence == "apache-2.0"
     assert found.versions["timm"] == timm.__version__
     save_tiny(tmp_path / "tiny")
     again = run(slides, tmp_path / "out", backbone=f"local-dir:{tmp_path / 'tiny'}", tiles=TileSpec(mpp=1.0))
-    assert again.folder != result.folder
+    assert again.folders[0] != result.folders[0]
 
 
 def save_tiny(folder: Path) -> None:
@@ -442,13 +442,13 @@ def test_slides_can_be_embedded_as_a_recipe_says(slides: Path, tmp_path: Path) -
     save_tiny(tmp_path / "tiny")
     more = {"backbone": f"local-dir:{tmp_path / 'tiny'}", "tissue": TissueSpec(min_chroma=0.03), "batch_size": 32}
     first = run(slides, tmp_path / "out", **more)
-    recipe = read_embeddings(first.folder / "a.h5").recipe
+    recipe = read_embeddings(first.folders[0] / "a.h5").recipe
     assert str(tmp_path) not in json.dumps(recipe)
     with pytest.raises(InputError, match="pass --backbone local-dir:/folder"):
         extract_like(recipe, [slides], tmp_path / "like", device="cpu")
     like = extract_like(recipe, [slides], tmp_path / "like", device="cpu", backbone=more["backbone"])
-    assert like.folder.name == first.folder.name
-    assert files_of(like.folder) == files_of(first.folder)
+    assert like.folders[0].name == first.folders[0].name
+    assert files_of(like.folders[0]) == files_of(first.folders[0])
     save_tiny(tmp_path / "tiny")
     with pytest.raises(EmbeddingsStaleError, match=r"backbone\.weights_sha256 is"):
         extract_like(recipe, [slides], tmp_path / "like", device="cpu", backbone=more["backbone"])
@@ -457,16 +457,17 @@ def test_slides_can_be_embedded_as_a_recipe_says(slides: Path, tmp_path: Path) -
 def test_one_slide_is_a_function_of_picklable_arguments(slides: Path, tmp_path: Path) -> None:
     work = plan_extraction("colour", SPEC, device="cpu", batch_size=8, workers=1)
     source = find_slides([slides])[0]
-    extract_slide(*pickle.loads(pickle.dumps((source, work, tmp_path / "a.h5"))))
+    extract_slide(*pickle.loads(pickle.dumps((source, work, tmp_path / "one"))))
     result = extract_slides([source], work, tmp_path / "out")
-    assert (tmp_path / "a.h5").read_bytes() == (result.folder / "a.h5").read_bytes()
+    assert files_of(work.folders(tmp_path / "one")[0]) == files_of(result.folders[0])
 
 
 def test_a_worker_with_another_backbone_than_the_recipes_is_refused(slides: Path, tmp_path: Path) -> None:
     work = plan_extraction("colour", SPEC, device="cpu")
-    work.recipe["backbone"] = work.recipe["backbone"] | {"revision": "0"}
+    recipe = work.parts[0].recipe
+    recipe["backbone"] = recipe["backbone"] | {"revision": "0"}
     with pytest.raises(BackboneError, match=r"backbone\.revision is 1, wanted 0"):
-        extract_slide(find_slides([slides])[0], work, tmp_path / "a.h5")
+        extract_slide(find_slides([slides])[0], work, tmp_path / "out")
 
 
 @given(
@@ -507,7 +508,7 @@ def test_a_recipe_is_json_and_leads_back_to_its_settings(
     ids=repr,
 )
 def test_a_recipe_that_was_tampered_with_is_refused_in_one_line(odd: dict[str, Any], tmp_path: Path) -> None:
-    recipe = plan_extraction("colour", SPEC, device="cpu").recipe
+    recipe = plan_extraction("colour", SPEC, device="cpu").parts[0].recipe
     with pytest.raises(InputError) as caught:
         extract_like(recipe | odd, [tmp_path], tmp_path / "out", device="cpu")
     assert "none that pathfm wrote" in str(caught.value)
@@ -528,8 +529,8 @@ def test_the_fast_and_the_plain_way_to_read_give_the_same_embeddings(
     how: dict[str, Any] = {"tiles": TileSpec(64, mpp), "batch_size": 7}
     fast = run(tmp_path / "slides", tmp_path / "fast", reader="auto", **how)
     plain = run(tmp_path / "slides", tmp_path / "plain", reader="openslide", **how)
-    assert fast.folder.name == plain.folder.name  # it is the same recipe
-    one, other = (read_embeddings(result.folder / "a.h5") for result in (fast, plain))
+    assert fast.folders[0].name == plain.folders[0].name  # it is the same recipe
+    one, other = (read_embeddings(result.folders[0] / "a.h5") for result in (fast, plain))
     assert (one.versions["reader"], other.versions["reader"]) == ("direct", "openslide")
     assert "read by direct" in log_of(tmp_path / "fast")
     assert len(one.coords) > 20
@@ -554,11 +555,11 @@ def test_a_slide_that_is_changed_while_it_is_read_gives_no_file(
     assert [(row["slide_id"], row["reason"]) for row in failures(tmp_path / "out")] == [("b", "changed")]
     result = run(slides, tmp_path / "out")
     assert result.done == ("b",)
-    assert files_of(result.folder) == files_of(run(slides, tmp_path / "clean").folder)
+    assert files_of(result.folders[0]) == files_of(run(slides, tmp_path / "clean").folders[0])
 
 
 def test_embeddings_that_a_wrong_flag_set_aside_come_back(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out").folder
+    folder = run(slides, tmp_path / "out").folders[0]
     before = files_of(folder)
     with pytest.raises(SlidesFailedError):
         run(slides, tmp_path / "out", mpp_override=0.25)  # twice off what they state
@@ -568,7 +569,7 @@ def test_embeddings_that_a_wrong_flag_set_aside_come_back(slides: Path, tmp_path
 
 
 def test_what_lies_in_the_way_of_one_slide_costs_that_slide(slides: Path, tmp_path: Path) -> None:
-    folder = run(slides, tmp_path / "out").folder
+    folder = run(slides, tmp_path / "out").folders[0]
     (folder / "b.h5").unlink()
     (folder / "b.part").mkdir()
     with pytest.raises(SlidesFailedError):

@@ -114,7 +114,7 @@ fit(training, stopping, 2, "gated-abmil", quick, Path(sys.argv[3]))
 
 def test_a_process_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(sets: Sets, tmp_path: Path) -> None:
     training, stopping = sets
-    folder = str(training.files[0].parent)
+    folder = str(training.files[0][0].parent)
     words = [sys.executable, "-c", KILLED, folder, str(torch.get_num_threads()), str(tmp_path / "killed")]
     process = subprocess.run(words, capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()

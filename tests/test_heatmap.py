@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def drawn(study: Study) -> pd.DataFrame:
     slides = [study.only(*DRAWN)]
-    return heatmap(study.crossval, slides, study.embeddings, study.root / "heatmaps", final_model=study.model)
+    return heatmap(study.crossval, slides, [study.embeddings], study.root / "heatmaps", final_model=study.model)
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_labelled_slides_are_drawn_by_the_model_of_their_own_fold(study: Study, 
 
 def test_drawing_again_changes_nothing_and_a_lost_picture_comes_back(copy: Study) -> None:
     out, slides = copy.root / "pictures", [copy.only("a", "b")]
-    first = heatmap(copy.crossval, slides, copy.embeddings, out)
+    first = heatmap(copy.crossval, slides, [copy.embeddings], out)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     (out / "a.png").unlink()
-    again = heatmap(copy.crossval, slides, copy.embeddings, out)
+    again = heatmap(copy.crossval, slides, [copy.embeddings], out)
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert first.equals(again)
     assert {name for name in before if before[name] != after[name]} == {"a.png", "a-tiles.png"}
@@ -86,39 +86,39 @@ def test_drawing_again_changes_nothing_and_a_lost_picture_comes_back(copy: Study
 
 def test_interrupted_run_remembers_what_is_drawn(copy: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     out, slides = copy.root / "pictures", [copy.only("a", "b")]
-    first = heatmap(copy.crossval, slides, copy.embeddings, out)
+    first = heatmap(copy.crossval, slides, [copy.embeddings], out)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathfm.heatmap.read_embeddings", interrupted)
+        patch.setattr("pathfm.heatmap.read_joined", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            heatmap(copy.crossval, slides, copy.embeddings, out)
+            heatmap(copy.crossval, slides, [copy.embeddings], out)
     monkeypatch.setattr("pathfm.heatmap.isolated", interrupted)  # nothing is drawn again
-    assert heatmap(copy.crossval, slides, copy.embeddings, out).equals(first)
+    assert heatmap(copy.crossval, slides, [copy.embeddings], out).equals(first)
 
 
 def test_slide_outside_the_cross_validation_needs_a_final_model(study: Study, tmp_path: Path) -> None:
     slides = [study.only("a", "unlabelled")]
-    table = heatmap(study.crossval, slides, study.embeddings, tmp_path).set_index("slide_id")
+    table = heatmap(study.crossval, slides, [study.embeddings], tmp_path).set_index("slide_id")
     assert "--final-model" in table.loc["unlabelled", "why"]
     assert not (tmp_path / "unlabelled.png").exists()
     assert (tmp_path / "a.png").exists()
 
 
 def test_model_that_was_trained_on_a_slide_says_so(study: Study, tmp_path: Path) -> None:
-    table = heatmap(study.model, [study.root / "slides"], study.embeddings, tmp_path)
+    table = heatmap(study.model, [study.root / "slides"], [study.embeddings], tmp_path)
     assert set(table["why"]) == {"it has no embeddings file"}  # slides named 0.png, 1.png are not those of the cohort
     slides = [study.only("a", "unlabelled")]
-    table = heatmap(study.model, slides, study.embeddings, tmp_path).set_index("slide_id")
+    table = heatmap(study.model, slides, [study.embeddings], tmp_path).set_index("slide_id")
     assert table.loc["a", "origin"] == "seen in training"
     assert table.loc["unlabelled", "origin"] == "final model"
 
 
 def test_head_without_attention_is_listed_and_not_drawn(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", IDS[:5], head="mean")
-    table = heatmap(study.model, [study.cohort], study.embeddings, tmp_path / "out")
+    table = heatmap(study.model, [study.cohort], [study.embeddings], tmp_path / "out")
     assert set(table["why"]) == {"the head 'mean' has no attention"}
     assert list((tmp_path / "out").glob("*.png")) == []
 
@@ -126,13 +126,13 @@ def test_head_without_attention_is_listed_and_not_drawn(tmp_path: Path) -> None:
 def test_a_slide_that_changed_under_its_name_is_not_drawn(copy: Study) -> None:
     write_picture(copy.root / "slides" / "0.png", 99)
     with pytest.raises(EmbeddingsStaleError, match="has changed since"):
-        heatmap(copy.crossval, [copy.only("a", "b")], copy.embeddings, copy.root / "out")
+        heatmap(copy.crossval, [copy.only("a", "b")], [copy.embeddings], copy.root / "out")
 
 
 def test_unreadable_slide_ends_the_run_with_an_error_after_the_others_are_drawn(copy: Study) -> None:
     (copy.root / "slides" / "0.png").write_bytes(b"nothing")
     with pytest.raises(SlidesFailedError, match="1 of 2"):
-        heatmap(copy.crossval, [copy.only("a", "b")], copy.embeddings, copy.root / "out")
+        heatmap(copy.crossval, [copy.only("a", "b")], [copy.embeddings], copy.root / "out")
     table = pd.read_csv(copy.root / "out" / "heatmaps.csv", keep_default_na=False).set_index("slide_id")
     assert "0.png" in table.loc["a", "why"]
     assert str(copy.root) not in table.loc["a", "why"]  # folders name people
@@ -145,19 +145,19 @@ def test_fold_model_that_has_seen_the_patient_is_refused(copy: Study) -> None:
     table["fold"] = table["fold"].map({"0": "1", "1": "0", "": ""})
     table.to_csv(path, index=False)
     with pytest.raises(ModelError, match="was trained on patient"):
-        heatmap(copy.crossval, [copy.cohort], copy.embeddings, copy.root / "out")
+        heatmap(copy.crossval, [copy.cohort], [copy.embeddings], copy.root / "out")
 
 
 def test_slide_of_another_size_than_the_embeddings_is_refused(copy: Study) -> None:
     Image.new("RGB", (500, 300), "white").save(copy.root / "slides" / "0.png")
     with pytest.raises(EmbeddingsStaleError, match="384 x 256"):
-        heatmap(copy.crossval, [copy.cohort], copy.embeddings, copy.root / "out")
+        heatmap(copy.crossval, [copy.cohort], [copy.embeddings], copy.root / "out")
 
 
 def test_embeddings_file_that_was_renamed_to_another_slide_is_refused(copy: Study) -> None:
     shutil.copy(copy.file("b"), copy.file("a"))
     with pytest.raises(EmbeddingsStaleError, match=r"a\.h5 holds slide b, not a"):
-        heatmap(copy.crossval, [copy.only("a", "b")], copy.embeddings, copy.root / "out")
+        heatmap(copy.crossval, [copy.only("a", "b")], [copy.embeddings], copy.root / "out")
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def test_embeddings_file_that_was_renamed_to_another_slide_is_refused(copy: Stud
 def test_folds_that_cannot_be_used_are_a_model_error_of_one_line(copy: Study, content: bytes, message: str) -> None:
     (copy.crossval / "folds.csv").write_bytes(content)
     with pytest.raises(ModelError, match=rf"folds\.csv.*{message}.*pathfm crossval again") as caught:
-        heatmap(copy.crossval, [copy.cohort], copy.embeddings, copy.root / "out")
+        heatmap(copy.crossval, [copy.cohort], [copy.embeddings], copy.root / "out")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["empty", "columns", "number", "bytes"])
 def test_old_list_that_cannot_be_used_counts_as_nothing_drawn(copy: Study, damage: str) -> None:
     out, slides = copy.root / "out", [copy.only("a", "b")]
-    first = heatmap(copy.crossval, slides, copy.embeddings, out)
+    first = heatmap(copy.crossval, slides, [copy.embeddings], out)
     path = out / "heatmaps.csv"
     whole = path.read_text()
     row = whole.splitlines()[1]
@@ -193,14 +193,14 @@ def test_old_list_that_cannot_be_used_counts_as_nothing_drawn(copy: Study, damag
     assert content != whole.encode()
     path.write_bytes(content)
     (out / "a.png").write_bytes(b"old")
-    assert heatmap(copy.crossval, slides, copy.embeddings, out).equals(first)
+    assert heatmap(copy.crossval, slides, [copy.embeddings], out).equals(first)
     assert (out / "a.png").read_bytes() != b"old"
     assert path.read_text() == whole
 
 
 def test_gallery_of_no_tiles_is_refused(study: Study, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--top-tiles"):
-        heatmap(study.model, [study.cohort], study.embeddings, tmp_path, top_tiles=0)
+        heatmap(study.model, [study.cohort], [study.embeddings], tmp_path, top_tiles=0)
 
 
 def test_uniform_attention_looks_uniform(tmp_path: Path) -> None:

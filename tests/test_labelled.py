@@ -22,7 +22,7 @@ Make = Callable[..., EmbeddingsCohort]
 
 
 def _join(cohort: EmbeddingsCohort, label: str = "cancer") -> LabelledSlides:
-    return labelled_slides(read_cohort(cohort.table), cohort.embeddings, label)
+    return labelled_slides(read_cohort(cohort.table), [cohort.embeddings], label)
 
 
 def test_every_labelled_slide_is_joined_with_its_file_in_the_order_of_the_cohort(embeddings_cohort: Make) -> None:
@@ -30,7 +30,7 @@ def test_every_labelled_slide_is_joined_with_its_file_in_the_order_of_the_cohort
     cohort.rewrite(cohort.frame().iloc[::-1])
     slides = _join(cohort)
     assert list(slides.table["slide_id"]) == list(cohort.frame()["slide_id"])
-    assert list(slides.table["path"]) == [cohort.file(slide) for slide in slides.table["slide_id"]]
+    assert list(slides.table["files"]) == [(cohort.file(slide),) for slide in slides.table["slide_id"]]
     assert slides.classes == ["0", "1", "2"]
     assert [slides.classes[i] for i in slides.table["target"]] == list(slides.table["label"])
     assert slides.dim == 8
@@ -59,7 +59,7 @@ def test_a_slide_whose_extraction_failed_is_left_out_and_one_never_extracted_is_
         _join(cohort)
     write_failures(cohort.embeddings / "failures.csv", [Failure("p03-0", "p03-0.svs", "truncated", "it ends early")])
     assert [tuple(one) for one in _join(cohort).left_out] == [("p03-0", "no_embeddings")]
-    by_folder = labelled_slides(read_cohort(cohort.table), cohort.folder, "cancer")
+    by_folder = labelled_slides(read_cohort(cohort.table), [cohort.folder], "cancer")
     assert [tuple(one) for one in by_folder.left_out] == [("p03-0", "no_embeddings")]
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save
 from pathfm.errors import ModelError
 from pathfm.files import sha256_file
 from pathfm.heads import HEADS, build_head, pack
-from pathfm.model import Model, read_model, write_model
+from pathfm.licences import Licence
+from pathfm.model import Model, read_description, read_model, write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+LICENCE = Licence("uni", "CC-BY-NC-ND-4.0").facts()
 TRAINING: dict[str, Any] = {"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}}
 
 
@@ -53,7 +55,7 @@ def test_a_model_read_back_says_the_same_and_says_it_of_every_slide(tmp_path: Pa
     write_model(tmp_path, model)
     back = read_model(tmp_path)
     assert torch.equal(model.head(bags).logits, back.head(bags).logits)
-    for name in ("label", "classes", "recipe", "training", "figures", "licence"):
+    for name in ("label", "classes", "recipe", "training", "figures", "licences"):
         assert getattr(back, name) == getattr(model, name)
     assert not back.head.training
 
@@ -65,16 +67,39 @@ def test_a_model_written_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_the_licence_of_the_backbone_travels_and_is_unknown_where_none_is_stated(tmp_path: Path) -> None:
-    assert _model().licence == {"backbone": "planted", "licence": "Apache-2.0"}
-    bare = replace(_model(), recipe={"backbone": {"name": "mine"}, "tiles": {}})
-    write_model(tmp_path, bare)
-    assert json.loads((tmp_path / "model.json").read_text())["licence"] == {"backbone": "mine", "licence": "unknown"}
+def test_licences_travel_and_are_unknown_where_none_is_stated(tmp_path: Path) -> None:
+    restricted = Licence("virchow2", "CC-BY-NC-ND-4.0", "non-commercial, no derivatives", "https://example.org/v2")
+    model = replace(_model(), licences=(restricted, Licence("mine", "MIT")))
+    write_model(tmp_path / "both", model)
+    assert read_model(tmp_path / "both").licences == model.licences
+    bare = Model(**{f.name: getattr(model, f.name) for f in fields(model)} | {"recipe": {"tiles": {}}, "licences": ()})
+    write_model(tmp_path / "bare", bare)
+    assert [one["licence"] for one in json.loads((tmp_path / "bare" / "model.json").read_text())["licences"]] == [
+        "unknown"
+    ]
+
+
+def test_a_joined_recipe_without_licences_counts_every_backbone_as_unknown() -> None:
+    joined = {"backbone": {"name": "a+b"}, "joined": [{"backbone": {"name": "a"}}, {"backbone": {"name": "b"}}]}
+    parts = {f.name: getattr(_model(), f.name) for f in fields(Model)}
+    assert Model(**parts | {"recipe": joined, "licences": ()}).licences == (Licence("a"), Licence("b"))
+
+
+def test_a_model_of_the_first_format_keeps_its_licence(folder: Path) -> None:
+    path = folder / "model.json"
+    described = json.loads(path.read_text()) | {"format_version": 1}
+    del described["licences"]
+    path.write_text(json.dumps(described))
+    with pytest.raises(ModelError, match="lacks the key 'licence'"):
+        read_model(folder)
+    path.write_text(json.dumps(described | {"licence": {"backbone": "uni", "licence": "CC-BY-NC-ND-4.0"}}))
+    assert read_model(folder).licences == (Licence("uni", "CC-BY-NC-ND-4.0"),)
+    assert read_description(folder)["licences"] == [Licence("uni", "CC-BY-NC-ND-4.0").facts()]
 
 
 @pytest.mark.parametrize(
     "key",
-    ["head", "label", "classes", "dim", "recipe", "recipe_sha256", "licence", "training", "figures", "weights_sha256"],
+    ["head", "label", "classes", "dim", "recipe", "recipe_sha256", "licences", "training", "figures", "weights_sha256"],
 )
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     path = folder / "model.json"
@@ -89,7 +114,13 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     ("change", "message"),
     [
         ({"format": "zip"}, "key 'format'"),
-        ({"format_version": 2}, "reads up to 1; upgrade pathfm"),
+        ({"format_version": 3}, "reads up to 2; upgrade pathfm"),
+        ({"licences": {}}, "key 'licences' holds dict"),
+        ({"licences": ["MIT"]}, r"key 'licences\.0' holds str"),
+        ({"licences": [LICENCE | {"licence": 5}]}, r"key 'licences\.0\.licence' holds int"),
+        ({"licences": [LICENCE | {"page": "a\nb"}]}, "key 'licences' cannot be read"),
+        ({"licences": [LICENCE] * 65}, "key 'licences' cannot be read"),
+        ({"recipe": {"joined": [5]}}, r"key 'recipe\.joined\.0' holds int"),
         ({"dim": "8"}, "key 'dim' holds str"),
         ({"dim": 9}, "does not fit the head"),
         ({"dim": 10**12}, "does not fit the head"),

@@ -63,7 +63,7 @@ def test_every_embeddings_file_gets_a_row_with_the_score_of_its_slide(
 ) -> None:
     cohort = embeddings_cohort(patients=3)
     write_embeddings(cohort.file("empty"), planted_embeddings("empty", 0, n=0))
-    table = predict(model, tmp_path / "out", embeddings=cohort.embeddings).set_index("slide_id")
+    table = predict(model, tmp_path / "out", embeddings=[cohort.embeddings]).set_index("slide_id")
     assert list(table.index) == ["empty", "p00-0", "p01-0", "p02-0"]
     assert table.loc["empty", "reason"] == "no_tissue"
     scores = table.loc["p01-0", ["prob_benign", "prob_tumour"]].to_numpy(dtype=float)
@@ -76,9 +76,11 @@ def test_every_embeddings_file_gets_a_row_with_the_score_of_its_slide(
 
 def test_a_slide_that_the_model_has_learned_from_is_marked(embeddings_cohort: Make, tmp_path: Path) -> None:
     cohort = embeddings_cohort(patients=8)
-    train(cohort.table, cohort.embeddings, "cancer", tmp_path / "model", training=TrainSettings(epochs=1, hidden=8))
+    train(cohort.table, [cohort.embeddings], "cancer", tmp_path / "model", training=TrainSettings(epochs=1, hidden=8))
     write_embeddings(cohort.file("fresh"), planted_embeddings("fresh", 0))
-    splits = predict(tmp_path / "model", tmp_path / "out", embeddings=cohort.embeddings).set_index("slide_id")["split"]
+    splits = predict(tmp_path / "model", tmp_path / "out", embeddings=[cohort.embeddings]).set_index("slide_id")[
+        "split"
+    ]
     assert splits["fresh"] == "new"
     assert set(splits.drop("fresh")) == {"seen"}
 
@@ -86,26 +88,28 @@ def test_a_slide_that_the_model_has_learned_from_is_marked(embeddings_cohort: Ma
 def test_embeddings_of_another_recipe_name_the_key(embeddings_cohort: Make, model: Path, tmp_path: Path) -> None:
     cohort = embeddings_cohort(patients=2, recipe=RECIPE | {"tiles": RECIPE["tiles"] | {"mpp": 1.0}})
     with pytest.raises(EmbeddingsStaleError, match=r"tiles\.mpp is 1\.0, wanted 0\.5"):
-        predict(model, tmp_path / "out", embeddings=cohort.embeddings)
+        predict(model, tmp_path / "out", embeddings=[cohort.embeddings])
 
 
 def test_from_raw_slides_it_extracts_with_the_models_own_recipe_first(slides: Path, tmp_path: Path) -> None:
     result = extract([slides], tmp_path / "cache", tiles=TileSpec(size_px=64, mpp=1.0, min_tissue=0.4), device="cpu")
-    first = read_embeddings(result.folder / "a.h5")
+    first = read_embeddings(result.folders[0] / "a.h5")
     _write_model(tmp_path / "model", first.recipe, first.features.shape[1])
-    from_files = predict(tmp_path / "model", tmp_path / "one", embeddings=tmp_path / "cache")
+    from_files = predict(tmp_path / "model", tmp_path / "one", embeddings=[tmp_path / "cache"])
     cohort = tmp_path / "cohort.csv"
     cohort.write_text("slide_id,patient_id,path\na,anna,slides/a.tiff\nb,bert,slides/b.tiff\n")
     from_slides = predict(tmp_path / "model", tmp_path / "two", slides=[cohort], device="cpu")
     assert from_slides["prob_tumour"].tolist() == from_files["prob_tumour"].tolist()
     assert from_slides["patient_id"].tolist() == ["anna", "bert"]
     made = find_embeddings(tmp_path / "two/embeddings")
-    assert [made[name].read_bytes() for name in "ab"] == [(result.folder / f"{name}.h5").read_bytes() for name in "ab"]
+    assert [made[name].read_bytes() for name in "ab"] == [
+        (result.folders[0] / f"{name}.h5").read_bytes() for name in "ab"
+    ]
 
 
 def test_a_slide_that_fails_stands_in_the_table_and_the_others_are_scored(slides: Path, tmp_path: Path) -> None:
     result = extract([slides], tmp_path / "cache", tiles=TileSpec(size_px=64, mpp=1.0), device="cpu")
-    first = read_embeddings(result.folder / "a.h5")
+    first = read_embeddings(result.folders[0] / "a.h5")
     _write_model(tmp_path / "model", first.recipe, first.features.shape[1])
     whole = (slides / "b.tiff").read_bytes()
     (slides / "b.tiff").write_bytes(whole[: len(whole) // 2])
@@ -121,9 +125,9 @@ def test_it_wants_slides_or_embeddings_and_not_both(model: Path, tmp_path: Path)
     with pytest.raises(InputError, match="either --slides or --embeddings"):
         predict(model, tmp_path / "out")
     with pytest.raises(InputError, match="either --slides or --embeddings"):
-        predict(model, tmp_path / "out", slides=[tmp_path], embeddings=tmp_path)
+        predict(model, tmp_path / "out", slides=[tmp_path], embeddings=[tmp_path])
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--model"):
-        predict(tmp_path, tmp_path / "out", embeddings=tmp_path)
+        predict(tmp_path, tmp_path / "out", embeddings=[tmp_path])

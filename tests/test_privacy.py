@@ -490,23 +490,23 @@ def test_a_cohort_with_its_true_ids_joins_a_cache_of_pseudonyms(
     with private_run(key, private.embeddings):
         _renamed_cache(true, private, names)
     done = crossval(
-        true.table, private.embeddings, "cancer", tmp_path / "crossval", 2, training=SETTINGS, pseudonymise=key
+        true.table, [private.embeddings], "cancer", tmp_path / "crossval", 2, training=SETTINGS, pseudonymise=key
     )
     assert done.predictions["slide_id"].tolist() == rows["slide_id"].map(names.slide).tolist()
     assert done.predictions["patient_id"].tolist() == rows["patient_id"].map(names.patient).tolist()
     rows.assign(source=COLUMNS["source"], credit=COLUMNS["credit"], notes="somebody").to_csv(true.table, index=False)
     page = report(
-        tmp_path / "r.html", tmp_path / "crossval", private.embeddings, true.table, pseudonymise=key, credit="notes"
+        tmp_path / "r.html", tmp_path / "crossval", [private.embeddings], true.table, pseudonymise=key, credit="notes"
     ).read_text()
     assert "Source of the slides: somebody." in page
     assert not any(word in page for word in (COLUMNS["source"], COLUMNS["credit"], "true.csv", "p03-0"))
-    model = train(true.table, private.embeddings, "cancer", tmp_path / "model", training=SETTINGS, pseudonymise=key)
+    model = train(true.table, [private.embeddings], "cancer", tmp_path / "model", training=SETTINGS, pseudonymise=key)
     assert set(model.model.training["patients"]) == set(map(names.patient, rows["patient_id"]))
     with pytest.raises(LeakageError, match=f"share patients {min(model.model.training['patients'])}") as caught:
-        evaluate(tmp_path / "model", true.table, private.embeddings, tmp_path / "e", pseudonymise=key)
+        evaluate(tmp_path / "model", true.table, [private.embeddings], tmp_path / "e", pseudonymise=key)
     assert "p03" not in str(caught.value)
     with pytest.raises(InputError, match="was made without --pseudonymise"):
-        train(true.table, true.embeddings, "cancer", tmp_path / "no", training=SETTINGS, pseudonymise=key)
+        train(true.table, [true.embeddings], "cancer", tmp_path / "no", training=SETTINGS, pseudonymise=key)
 
 
 def _renamed_cache(true: EmbeddingsCohort, private: EmbeddingsCohort, names: Pseudonyms) -> None:
@@ -523,9 +523,9 @@ def test_a_report_without_a_credit_column_says_which_there_are(
     embeddings_cohort: Callable[..., EmbeddingsCohort], tmp_path: Path
 ) -> None:
     cohort = embeddings_cohort(patients=8)
-    crossval(cohort.table, cohort.embeddings, "cancer", tmp_path / "crossval", 2, training=SETTINGS)
+    crossval(cohort.table, [cohort.embeddings], "cancer", tmp_path / "crossval", 2, training=SETTINGS)
     with pytest.raises(UnknownNameError, match="unknown credit column 'sit'; near: site"):
-        report(tmp_path / "r.html", tmp_path / "crossval", cohort.embeddings, cohort.table, credit="sit")
+        report(tmp_path / "r.html", tmp_path / "crossval", [cohort.embeddings], cohort.table, credit="sit")
 
 
 @pytest.mark.parametrize("key_file", [None, "key"])

@@ -35,7 +35,7 @@ CHROMIUM = next(
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = make_study(tmp_path_factory.mktemp("study"), IDS)
     slides = [study.only(*DRAWN)]
-    heatmap(study.crossval, slides, study.embeddings, study.root / "heatmaps", final_model=study.model)
+    heatmap(study.crossval, slides, [study.embeddings], study.root / "heatmaps", final_model=study.model)
     (study.root / "failures.csv").write_text(
         "slide_id,path,reason,message\nbroken,/home/ann/broken.svs,truncated,/home/ann/broken.svs ends early; copy it\n"
     )
@@ -50,7 +50,7 @@ def html(study: Study) -> str:
 def full_report(study: Study, out: Path) -> Path:
     root = study.root
     return report(
-        out, study.crossval, study.embeddings, study.cohort, root / "heatmaps", root / "failures.csv", study.model
+        out, study.crossval, [study.embeddings], study.cohort, root / "heatmaps", root / "failures.csv", study.model
     )
 
 
@@ -80,7 +80,7 @@ def test_confounded_cohort_is_called_so_in_the_first_lines(study: Study, tmp_pat
     metrics["controls"]["site"] |= {"confounded": True, "why": "the site alone reaches 0.83"}
     metrics["confounded"] = {"verdict": "confounded, or not excluded", "controls": ["site"], "sentence": "so"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    report(tmp_path / "r.html", folder, study.embeddings, study.cohort)
+    report(tmp_path / "r.html", folder, [study.embeddings], study.cohort)
     assert "Confounded, or not excluded: site" in text_of((tmp_path / "r.html").read_text())[:700]
 
 
@@ -113,7 +113,7 @@ def test_wrong_slides_come_before_right_ones(html: str) -> None:
 
 def test_report_of_three_classes_without_heatmaps_failures_and_model_stands(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", [f"s{i}" for i in range(7)], classes=3)
-    report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort)
+    report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort)
     text = text_of((tmp_path / "r.html").read_text())
     assert "(0, 1, 2)" in text
     assert "mean over one class against the rest" in text
@@ -125,7 +125,7 @@ def test_figures_that_could_not_be_computed_are_said_to_be_missing(study: Study,
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics |= {"patient": None, "slide": None, "warnings": ["nothing was scored"]}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    report(tmp_path / "r.html", folder, study.embeddings, study.cohort)
+    report(tmp_path / "r.html", folder, [study.embeddings], study.cohort)
     text = text_of((tmp_path / "r.html").read_text())
     assert "could not be computed" in text
     assert "nothing was scored" in text
@@ -140,22 +140,22 @@ def test_missing_input_is_named_with_the_flag(study: Study, tmp_path: Path, miss
     folder = shutil.copytree(study.crossval, tmp_path / "crossval")
     (folder / missing).unlink()
     with pytest.raises(InputError, match=rf"{missing} does not exist; pass --crossval"):
-        report(tmp_path / "r.html", folder, study.embeddings, study.cohort)
+        report(tmp_path / "r.html", folder, [study.embeddings], study.cohort)
 
 
 def test_folder_without_heatmaps_and_an_out_that_is_no_html_are_refused(study: Study, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--heatmaps"):
-        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, heatmaps=tmp_path)
+        report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort, heatmaps=tmp_path)
     with pytest.raises(InputError, match=r"--out report\.html"):
-        report(tmp_path / "report", study.crossval, study.embeddings, study.cohort)
+        report(tmp_path / "report", study.crossval, [study.embeddings], study.cohort)
 
 
 def test_list_of_failures_that_was_given_and_is_not_there_is_named(study: Study, tmp_path: Path) -> None:
     absent = tmp_path / "failures.csv"
     with pytest.raises(InputError, match=r"failures\.csv does not exist; pass --failures"):
-        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, failures=absent)
+        report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort, failures=absent)
     with pytest.raises(InputError, match=r"heatmaps\.csv does not exist; pass --heatmaps"):
-        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, heatmaps=tmp_path / "absent")
+        report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort, heatmaps=tmp_path / "absent")
 
 
 BROKEN = [b"", b"[]", b"{", b"\xff\xfe", b"a,b\n1,2\n", b"a,b\n1\n", b'{"format": "zip"}', b"[" * 100_000]
@@ -173,7 +173,7 @@ def test_file_that_is_broken_empty_or_of_another_format_is_one_line(
     failures = tmp_path / name if name == "failures.csv" else None
     heatmaps = tmp_path / "heatmaps" if name.startswith("heatmaps") else None
     with pytest.raises(InputError, match=rf"{name} .*; pass --(crossval|failures|heatmaps)") as caught:
-        report(tmp_path / "r.html", tmp_path, study.embeddings, study.cohort, heatmaps, failures)
+        report(tmp_path / "r.html", tmp_path, [study.embeddings], study.cohort, heatmaps, failures)
     assert "\n" not in str(caught.value)
 
 
@@ -199,33 +199,33 @@ def test_metrics_that_do_not_hold_what_they_should_name_the_key(
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | change))
     shutil.copy(study.crossval / "predictions.csv", tmp_path)
     with pytest.raises(InputError, match=message):
-        report(tmp_path / "r.html", tmp_path, study.embeddings, study.cohort)
+        report(tmp_path / "r.html", tmp_path, [study.embeddings], study.cohort)
 
 
 def test_picture_that_is_broken_is_named(study: Study, tmp_path: Path) -> None:
     shutil.copytree(study.root / "heatmaps", tmp_path / "heatmaps")
     (tmp_path / "heatmaps" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(InputError, match=r"b\.png cannot be read as a picture.*pathfm heatmap again"):
-        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, tmp_path / "heatmaps")
+        report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort, tmp_path / "heatmaps")
 
 
 def test_model_that_is_broken_is_a_model_error(study: Study, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(ModelError, match=r"model\.json lacks the key 'format'"):
-        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, model=tmp_path)
+        report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort, model=tmp_path)
 
 
 def test_embeddings_of_another_recipe_than_the_scores_are_refused(study: Study, tmp_path: Path) -> None:
     other = replace(embeddings_of("a", 0), recipe=RECIPE | {"reader": 2})
     write_embeddings(tmp_path / "planted-other" / "a.h5", other)
     with pytest.raises(EmbeddingsStaleError, match=r"a\.h5 was made with another recipe: reader is 2, wanted absent"):
-        report(tmp_path / "r.html", study.crossval, tmp_path / "planted-other", study.cohort)
+        report(tmp_path / "r.html", study.crossval, [tmp_path / "planted-other"], study.cohort)
 
 
 def test_final_model_of_another_recipe_than_the_scores_is_refused(study: Study, tmp_path: Path) -> None:
     write_model(tmp_path / "model", replace(read_model(study.model), recipe=RECIPE | {"reader": 2}))
     with pytest.raises(ModelError, match=r"another recipe than .*reader is 2.*pass --model"):
-        report(tmp_path / "r.html", study.crossval, study.embeddings, study.cohort, model=tmp_path / "model")
+        report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort, model=tmp_path / "model")
 
 
 def test_report_on_a_trained_model_shows_its_held_out_slides_alone(study: Study, tmp_path: Path) -> None:
@@ -233,24 +233,24 @@ def test_report_on_a_trained_model_shows_its_held_out_slides_alone(study: Study,
     split = ["train", "train", "train", "train", "val", "val", "test", "test", ""]
     table["path"] = ""
     table.assign(split=split).to_csv(tmp_path / "cohort.csv", index=False)
-    train(tmp_path / "cohort.csv", study.embeddings, "cancer", tmp_path / "model", training=SETTINGS)
+    train(tmp_path / "cohort.csv", [study.embeddings], "cancer", tmp_path / "model", training=SETTINGS)
     assert len(pd.read_csv(tmp_path / "model" / "predictions.csv")) == 8
     out = report(
-        tmp_path / "r.html", tmp_path / "model", study.embeddings, tmp_path / "cohort.csv", model=tmp_path / "model"
+        tmp_path / "r.html", tmp_path / "model", [study.embeddings], tmp_path / "cohort.csv", model=tmp_path / "model"
     )
     html = out.read_text()
     slides = html.split("<h3>Slides</h3>")[1].split("<h2>")[0]
     assert re.findall(r'<tr><td class="id">([^<]*)</td>', slides) == ["g", "h"]
-    data = gather(tmp_path / "model", study.embeddings, read_cohort(tmp_path / "cohort.csv"), None, None, None)
+    data = gather(tmp_path / "model", [study.embeddings], read_cohort(tmp_path / "cohort.csv"), None, None, None)
     assert data.predictions["slide_id"].tolist() == ["g", "h"]  # what the plots are drawn from
     assert "held-out test rows of the cohort's split on 2 slides of 2 patients" in text_of(html)
     assert "those of the cross-validation" not in text_of(html)
 
 
 def test_trained_model_without_held_out_slides_has_nothing_to_report(study: Study, tmp_path: Path) -> None:
-    train(study.cohort, study.embeddings, "cancer", tmp_path / "model", training=SETTINGS)
+    train(study.cohort, [study.embeddings], "cancer", tmp_path / "model", training=SETTINGS)
     with pytest.raises(InputError, match=r"no held-out rows.*run pathfm crossval, or pathfm evaluate"):
-        report(tmp_path / "r.html", tmp_path / "model", study.embeddings, study.cohort)
+        report(tmp_path / "r.html", tmp_path / "model", [study.embeddings], study.cohort)
 
 
 def test_figures_are_written_with_their_interval_and_a_true_minus() -> None:

@@ -76,7 +76,7 @@ def test_the_table_keeps_the_order_and_leaves_scores_empty_where_there_are_none(
     embeddings_cohort: Callable[..., EmbeddingsCohort], tmp_path: Path
 ) -> None:
     cohort = embeddings_cohort(patients=3)
-    rows = cohort.frame().assign(label="0", fold=1, path=[cohort.file("p00-0"), None, cohort.file("p02-0")])
+    rows = cohort.frame().assign(label="0", fold=1, files=[(cohort.file("p00-0"),), None, (cohort.file("p02-0"),)])
     table = score_table(_model(), rows.iloc[::-1], "fold")
     assert list(table["slide_id"]) == ["p02-0", "p01-0", "p00-0"]
     assert list(table.columns) == [
@@ -94,7 +94,7 @@ def test_the_table_keeps_the_order_and_leaves_scores_empty_where_there_are_none(
 def test_a_file_that_holds_another_slide_than_its_row_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "renamed.h5"
     write_embeddings(path, planted_embeddings("s", 1))
-    rows = pd.DataFrame([{"slide_id": "renamed", "patient_id": "p", "label": "", "split": "new", "path": path}])
+    rows = pd.DataFrame([{"slide_id": "renamed", "patient_id": "p", "label": "", "split": "new", "files": (path,)}])
     with pytest.raises(EmbeddingsStaleError, match=r"renamed\.h5 holds slide s, not renamed"):
         score_table(_model(), rows, "split")
 

@@ -19,7 +19,7 @@ QUICK = TrainSettings(epochs=6, hidden=16, attention=8, lr=1e-2, device="cpu")
 
 
 def _train(cohort: EmbeddingsCohort, out: str = "model", training: TrainSettings = QUICK) -> Trained:
-    return train(cohort.table, cohort.embeddings, "cancer", cohort.table.parent / out, training=training)
+    return train(cohort.table, [cohort.embeddings], "cancer", cohort.table.parent / out, training=training)
 
 
 def _with_split(cohort: EmbeddingsCohort, split: list[str]) -> EmbeddingsCohort:

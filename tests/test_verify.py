@@ -29,7 +29,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def extracted(root: Path, **more: Any) -> Path:
-    return extract([root / "slides"], root / "out", tiles=SPEC, device="cpu", batch_size=8, workers=2, **more).folder
+    return extract([root / "slides"], root / "out", tiles=SPEC, device="cpu", batch_size=8, workers=2, **more).folders[
+        0
+    ]
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathfm.backbones.engines import Engine
-from pathfm.backbones.find import backbones, find_backbone
+from pathfm.backbones.find import find_backbone
+from pathfm.backbones.listing import backbones
 from pathfm.backbones.load import LoadedBackbone, load_backbone, resolve_device
 from pathfm.backbones.network import build_architecture
 from pathfm.backbones.pending import Pending
 from pathfm.backbones.row import Backbone, Precision
-from pathfm.backbones.table import BACKBONES, register_backbone
+from pathfm.backbones.table import BACKBONES, known_backbones, register_backbone
 from pathfm.backbones.transform import require_tiles
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "backbones",
     "build_architecture",
     "find_backbone",
+    "known_backbones",
     "load_backbone",
     "register_backbone",
     "require_tiles",

@@ -1,37 +1,44 @@
-"""Names to rows: the table, or a row made from the configuration that lies beside somebody's weights."""
+"""Names to rows: the table and its variants, or a row made from the configuration that lies beside somebody's weights."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import pandas as pd
-
-from pathfm.backbones.network import python_class
 from pathfm.backbones.row import Backbone, Rgb
-from pathfm.backbones.table import BACKBONES, IMAGENET, known_backbone
-from pathfm.backbones.weights import CONFIG, weights_available, weights_folder
-from pathfm.errors import BackboneError
+from pathfm.backbones.rows.shared import IMAGENET
+from pathfm.backbones.table import known_backbone, variant_of
+from pathfm.backbones.weights import CONFIG, weights_folder
+from pathfm.errors import BackboneError, InputError
 
 _SOURCES = ("hf-hub:", "local-dir:")
+_VARIANT = re.compile(r"(?P<name>[^:@]*)(?::(?P<output>[^:@]*))?(?:@(?P<revision>[^:@]*))?")
 
 
 def find_backbone(name: str) -> Backbone:
-    """The row of a name; for a source it is made from the config.json there, which is fetched if need be.
+    """The row of a name.
 
-    Such a row accepts any tile, resized whole to the model's input, and its licence is what the configuration states.
+    A name of the table or of the user's own file, in whatever case, or that of another toolkit; behind it ":cls" for
+    another of its outputs and "@0f6d29f" for another revision of its repository. The row's name is then the same whatever
+    it was called: "virchow2" for "Virchow2:cls+mean", "midnight-12k:cls" for TRIDENT's "midnight12k".
+
+    For a source ("hf-hub:owner/name", "timm/name", "local-dir:/folder") the row is made from the config.json there,
+    which is fetched if need be. Such a row accepts any tile, resized whole to the model's input, and its licence is what
+    the configuration states.
 
     Raises:
-        UnknownNameError: neither in the table nor a source.
+        UnknownNameError: neither known nor a source.
+        InputError: the backbone has no such output or no revisions, or the user's own file cannot be used.
         WeightsMissingError: its config.json cannot be had.
         BackboneError: its config.json is none of timm's, or says what no model has.
     """
     source = f"hf-hub:{name}" if name.startswith("timm/") else name
     if not source.startswith(_SOURCES):
-        return known_backbone(name)
+        return _named(name)
     if source.startswith("local-dir:"):
         folder = Path(source.removeprefix("local-dir:")).expanduser().resolve()
         return _row_from_config(Backbone(name=f"local-dir:{folder.name}", source=f"local-dir:{folder}"))
@@ -39,27 +46,45 @@ def find_backbone(name: str) -> Backbone:
     return _row_from_config(Backbone(name=name, source=repo, revision=revision or "main"))
 
 
-def backbones() -> pd.DataFrame:
-    """The table of backbones, one row each: name, dim, tile, output, licence, gated, available, source.
+def _named(name: str) -> Backbone:
+    parts = _VARIANT.fullmatch(name)
+    if parts is None:
+        return known_backbone(name)  # which it is not
+    base, output, revision = parts["name"], parts["output"], parts["revision"]
+    if meant := variant_of(base):
+        base, theirs = meant.split(":")
+        output = theirs if output is None else output
+    row = known_backbone(base)
+    if output is not None:
+        row = with_output(row, output)
+    return row if revision is None else _at_revision(row, revision)
 
-    `available` says whether it can be used without network: built in, or its weights lie in the Hugging Face cache.
-    Nothing is fetched or loaded.
-    """
-    gated = {True: "yes", False: "no", None: "unknown"}
-    rows = [
-        {
-            "name": row.name,
-            "dim": row.dim or python_class(row).dim,
-            "tile": row.tile,
-            "output": row.output,
-            "licence": row.licence,
-            "gated": gated[row.gated],
-            "available": "yes" if weights_available(row) else "no",
-            "source": row.source,
-        }
-        for row in BACKBONES.values()
-    ]
-    return pd.DataFrame(rows)
+
+def with_output(row: Backbone, output: str) -> Backbone:
+    """The variant of a row that gives another output, with the dimension that follows from it."""
+    known = row.outputs or (row.output,)
+    if output not in known:
+        message = f"backbone {row.name} has no output {output!r}; its outputs are {', '.join(known)}, as {row.name}:{known[-1]}"
+        raise InputError(message)
+    if output == row.output:
+        return row
+    halves = {"cls+mean": 2}
+    dim = row.dim and row.dim // halves.get(row.output, 1) * halves.get(output, 1)
+    return replace(row, name=f"{row.name}:{output}", output=output, dim=dim)
+
+
+def _at_revision(row: Backbone, revision: str) -> Backbone:
+    if row.repo is None or not revision:
+        message = (
+            f"backbone {row.name} has no revision {revision!r}; write a branch, a tag or a commit after the @"
+            if row.repo
+            else f"backbone {row.name} is no repository of the hub, so it has no revisions; leave out @{revision}"
+        )
+        raise InputError(message)
+    if revision == row.revision:
+        return row
+    # the pin is that of the row's own revision
+    return replace(row, name=f"{row.name}@{revision}", revision=revision, weights_sha256="")
 
 
 def _row_from_config(row: Backbone) -> Backbone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from pathfm.backbones.weights import state_sha256
 from pathfm.errors import BackboneError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from pathfm.backbones.engines import Engine, Forward
     from pathfm.backbones.row import Backbone, Precision
@@ -37,7 +40,8 @@ class LoadedBackbone:
         model: the network, in eval mode.
         device: where it runs.
         precision: of its matrix products; an embedding is float16 whatever it is.
-        identity: what a recipe says of it, JSON types: name, source, weights_sha256, output, transform, licence, ...
+        identity: what a recipe says of it, JSON types, and only what decides an embedding: name, source, weights_sha256,
+            output, transform, ... Its licence is `row.terms`.
         engine: what runs it, with its version where that is not torch's: "torch", "compile", "openvino 2026.4.1". For
             the record; the embeddings are the same, so it is no part of the identity.
         run: the network as the engine runs it: float32 images (b, 3, h, w) to float (b, dim).
@@ -52,13 +56,25 @@ class LoadedBackbone:
     run: Forward = field(repr=False)
     _in_flight: deque[Pending] = field(default_factory=deque, repr=False)
 
+    def sent(self, tiles: NDArray[np.uint8]) -> Tensor:
+        """Tiles on its device, to be submitted to several backbones there: they cross once.
+
+        Args:
+            tiles: as of `submit`; on a CPU they must not be overwritten before they are submitted.
+
+        Raises:
+            BackboneError: the device has no memory left.
+        """
+        with self._named_errors():
+            return sent(tiles, self.device)
+
     @torch.inference_mode()
-    def submit(self, tiles: NDArray[np.uint8]) -> Pending:
+    def submit(self, tiles: NDArray[np.uint8] | Tensor) -> Pending:
         """Begins to embed tiles; on a GPU it returns at once, unless two batches are under way already.
 
         Args:
-            tiles: uint8 (b, size_px, size_px, 3), RGB, at the mpp that the backbone expects. The array may be
-                overwritten as soon as this returns.
+            tiles: uint8 (b, size_px, size_px, 3), RGB, at the mpp that the backbone expects; a tensor is on its device,
+                as by `sent`. An array may be overwritten as soon as this returns.
 
         Returns:
             What will have the embeddings, row by row.
@@ -70,15 +86,9 @@ class LoadedBackbone:
             return Pending(torch.empty(0, self.row.dim or 0), self.row, self.precision)
         while len(self._in_flight) >= _MOST_IN_FLIGHT:
             self._in_flight.popleft().wait()
-        try:
-            embeddings = self.run(to_input(sent(tiles, self.device), self.row))
-        except RuntimeError as error:  # such as no memory left on a GPU
-            said = " ".join(str(error).split())[:300]
-            message = (
-                f"backbone {self.row.name} does not run on {self.device} by {self.engine} ({said});"
-                " pass a smaller --batch_size, or another --engine"
-            )
-            raise BackboneError(message) from error
+        with self._named_errors():
+            here = tiles if isinstance(tiles, torch.Tensor) else sent(tiles, self.device)
+            embeddings = self.run(to_input(here, self.row))
         pending = Pending(embeddings, self.row, self.precision)
         if not pending.done():
             self._in_flight.append(pending)
@@ -97,6 +107,18 @@ class LoadedBackbone:
             BackboneError: an embedding is not finite, or has another length than `dim`.
         """
         return self.submit(tiles).result()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # such as no memory left on a GPU
+            said = " ".join(str(error).split())[:300]
+            message = (
+                f"backbone {self.row.name} does not run on {self.device} by {self.engine} ({said});"
+                " pass a smaller --batch_size, or another --engine"
+            )
+            raise BackboneError(message) from error
 
 
 def load_backbone(
@@ -176,5 +198,4 @@ def _identity(row: Backbone, model: nn.Module, precision: Precision) -> dict[str
         "dim": row.dim,
         "transform": transform_facts(row),
         "precision": precision,
-        "licence": row.licence,
     }

@@ -1,7 +1,8 @@
-"""The networks behind the rows: built by timm, by transformers or by a class, and what of their output is the embedding."""
+"""The networks behind the rows: built by timm, transformers, a class or their authors' package, and what they give."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from dataclasses import replace
@@ -10,16 +11,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pathfm.backbones.weights import CONFIG, weights_folder
-from pathfm.errors import BackboneError, MissingExtraError
+from pathfm.backbones.huggingface import (
+    build_transformers,
+    load_transformers,
+    transformers_embedding,
+    transformers_facts,
+)
+from pathfm.backbones.tokens import pool_tokens
+from pathfm.backbones.weights import CONFIG, weights_file, weights_folder
+from pathfm.errors import BackboneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pathfm.backbones.row import Backbone, Library, Output
+    from pathfm.backbones.row import Backbone, Library
 
 # What timm, transformers and the readers of weights raise for files that are damaged or do not fit each other.
 _MISFIT_ERRORS = (
@@ -40,7 +49,8 @@ def build_network(row: Backbone) -> nn.Module:
     Raises:
         WeightsMissingError: gated, offline or absent weights.
         MissingExtraError: it is a transformers model and transformers is not installed.
-        BackboneError: the weights do not fit the architecture, or what it gives is not what its row says.
+        BackboneError: the weights do not fit the architecture, its authors' package is not installed, or they publish
+            it as code to be run alone.
     """
     try:
         return _BUILDERS[row.library](row).eval().requires_grad_(requires_grad=False)
@@ -52,37 +62,41 @@ def build_network(row: Backbone) -> nn.Module:
         raise BackboneError(message) from error
 
 
-def build_architecture(row: Backbone, *, pretrained: bool = False) -> nn.Module:
-    """The network of a timm row; with random weights it needs no network and no files.
+def build_architecture(row: Backbone) -> nn.Module:
+    """The network of a row with random weights; it needs no network and no files.
 
     Under `with torch.device("meta")` it costs no memory either.
-    """
-    import timm  # takes seconds, and not every backbone is one of timm's
 
-    kwargs = dict(row.arch_kwargs)
-    if row.swiglu:
-        layers: Any = timm.layers
-        kwargs |= {"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU}
-    if pretrained:
-        folder = weights_folder(row)
-        overlay = {} if row.arch_kwargs else _size_overlay(folder)
-        # The class count stays as the weights have it, for timm then loads them strictly; no head is ever used.
-        model: nn.Module = timm.create_model(
-            f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
-        )
-    else:
-        model = timm.create_model(row.arch, pretrained=False, num_classes=0, **kwargs)
-    if row.output == "layer3":
-        model.layer4, model.fc = nn.Identity(), nn.Identity()
-    return model
+    Raises:
+        MissingExtraError: it is a transformers model and transformers is not installed.
+        BackboneError: no architecture is known that could be built here: that of a package, or of code in a repository.
+    """
+    if row.library == "python":
+        return _build_python(row)
+    if row.library == "transformers" and row.arch:
+        return build_transformers(row)
+    if row.library == "timm" and row.arch:
+        import timm  # takes seconds, and not every backbone is one of timm's
+
+        return _without_the_rest(timm.create_model(row.arch, num_classes=0, **_timm_arguments(row)), row)
+    message = f"backbone {row.name}: its row names no architecture that could be built without its weights"
+    raise BackboneError(message)
+
+
+def state_shapes_sha256(model: nn.Module) -> str:
+    """Hex digest of the names and shapes of a state dict, in the order of the names; the same on the meta device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()
 
 
 def forward(model: nn.Module, images: Tensor, row: Backbone) -> Tensor:
     """What of the network's output is the embedding: float (b, dim)."""
-    if row.library == "python":
+    if row.library in ("python", "package"):
         return cast("Tensor", model(images))
     if row.library == "transformers":
-        return pool_tokens(model(pixel_values=images).last_hidden_state, row.output, row.prefix_tokens)
+        return transformers_embedding(model, images, row)
     network: Any = model
     features: Tensor = network.forward_features(images)
     if row.output == "pooled":
@@ -92,83 +106,127 @@ def forward(model: nn.Module, images: Tensor, row: Backbone) -> Tensor:
     return pool_tokens(features, row.output, row.prefix_tokens)
 
 
-def pool_tokens(tokens: Tensor, output: Output, prefix_tokens: int) -> Tensor:
-    """The embedding in a sequence of tokens.
-
-    Args:
-        tokens: float (b, t, d): the class token, the registers, then the patches.
-        output: "cls", "mean" of the patches, or "cls+mean", one beside the other.
-        prefix_tokens: class token and registers; no mean has them.
-
-    Returns:
-        float (b, d), or (b, 2 d) for "cls+mean".
-    """
-    if output == "cls":
-        return tokens[:, 0]
-    patches = tokens[:, prefix_tokens:].mean(dim=1)
-    return patches if output == "mean" else torch.cat([tokens[:, 0], patches], dim=1)
-
-
 def with_model_facts(row: Backbone, model: nn.Module) -> Backbone:
-    """Fills `dim`, and holds what the row says against what the model has."""
+    """Fills `dim`, and holds what the row says against what the model has.
+
+    Raises:
+        BackboneError: another dimension or another number of tokens before the patches.
+    """
     network: Any = model
     if row.library == "python":
         return replace(row, dim=int(network.dim))
-    if row.library == "transformers" or row.output == "layer3":
+    if row.library == "package" or row.output == "layer3":
         return row
-    if row.output == "pooled":
-        return replace(row, dim=int(getattr(network, "head_hidden_size", network.num_features)))
-    dim = int(network.num_features) * (2 if row.output == "cls+mean" else 1)
-    prefix = int(getattr(network, "num_prefix_tokens", 0))
-    if (row.dim, row.prefix_tokens) != (dim, prefix):
+    if row.library == "transformers":
+        dim, prefix = transformers_facts(model, row)
+    elif row.output == "pooled":
+        dim, prefix = int(getattr(network, "head_hidden_size", network.num_features)), row.prefix_tokens
+    else:
+        dim = int(network.num_features) * (2 if row.output == "cls+mean" else 1)
+        prefix = int(getattr(network, "num_prefix_tokens", 0))
+    if (row.dim or dim, row.prefix_tokens) != (dim, prefix):
         message = (
             f"backbone {row.name}: the loaded model has {dim} dimensions and {prefix} tokens before the patches,"
             f" its row says {row.dim} and {row.prefix_tokens}; correct the row"
         )
         raise BackboneError(message)
-    return row
+    return replace(row, dim=dim)
 
 
 def python_class(row: Backbone) -> Any:
     """The class that "python:package.module:Class" names."""
-    module, _, name = row.source.removeprefix("python:").partition(":")
+    return _imported(row, row.source.removeprefix("python:"))
+
+
+def _imported(row: Backbone, place: str) -> Any:
+    """What "package.module:name" names."""
+    module, _, name = place.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        message = f"backbone {row.name} is {row.source}, which cannot be imported ({error}); correct the row's source"
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"backbone {row.name} is {place}, which cannot be imported ({error}); correct its row"
         raise BackboneError(message) from error
 
 
 def _build_timm(row: Backbone) -> nn.Module:
-    return build_architecture(row, pretrained=True)
+    import timm
+
+    folder = weights_folder(row)
+    if row.weights_file:
+        return _without_the_rest(_built_by_row(row), row)
+    overlay = {} if row.arch_kwargs else _size_overlay(folder)
+    # The class count stays as the weights have it, for timm then loads them strictly; no head is ever used.
+    model: nn.Module = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **_timm_arguments(row)
+    )
+    return _without_the_rest(model, row)
+
+
+def _built_by_row(row: Backbone) -> nn.Module:
+    """The network of a bare file of weights: the row says what it is, and timm knows its makers' names for the parts."""
+    import timm
+
+    file = weights_file(row)
+    is_plain = file.suffix == ".safetensors"
+    state: Any = load_file(file) if is_plain else torch.load(file, map_location="cpu", weights_only=True)
+    for key in ("model", "state_dict", "teacher"):  # as trainings save it
+        state = state.get(key, state)
+    state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
+    # timm would resample them to another size of input without a word
+    places = state["pos_embed"].shape[1] if "pos_embed" in state else None
+    overlay = {"state_dict": state, "source": ""}
+    model: nn.Module = timm.create_model(
+        row.arch, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **_timm_arguments(row)
+    )
+    built: Any = getattr(model, "pos_embed", None)
+    if places is not None and built is not None and built.shape[1] not in (places, places - 1):
+        message = f"{file.name} has position embeddings of {places} places, its row makes {built.shape[1]}"
+        raise ValueError(message)
+    return model
 
 
 def _build_python(row: Backbone) -> nn.Module:
     return cast("nn.Module", python_class(row)())
 
 
-def _build_transformers(row: Backbone) -> nn.Module:
-    """Never runs code of the repository."""
+def _build_package(row: Backbone) -> nn.Module:
+    build = _imported(row, row.build)
     try:
-        from transformers import AutoModel
+        return cast("nn.Module", build(row))
     except ImportError as error:
-        what, extra = f"backbone {row.name}", "hf"
-        raise MissingExtraError(what, extra) from error
-    model, report = AutoModel.from_pretrained(
-        weights_folder(row), trust_remote_code=False, output_loading_info=True, **row.arch_kwargs
+        message = f"backbone {row.name} needs its authors' package ({error}); run: {row.install}"
+        raise BackboneError(message) from error
+
+
+def _refuse_remote(row: Backbone) -> nn.Module:
+    message = (
+        f"backbone {row.name} cannot be loaded: its authors publish it only as code that would have to run here, and"
+        " pathfm runs no such code; embed the tiles with their own code and `pathfm import` the features"
     )
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if wrong:
-        message = f"the weights lack or misfit {', '.join(wrong[:5])}"
-        raise ValueError(message)
-    return cast("nn.Module", model.float())  # recent versions keep the type of the file
+    raise BackboneError(message)
 
 
 _BUILDERS: dict[Library, Callable[[Backbone], nn.Module]] = {
     "timm": _build_timm,
     "python": _build_python,
-    "transformers": _build_transformers,
+    "transformers": load_transformers,
+    "package": _build_package,
+    "remote": _refuse_remote,
 }
+
+
+def _timm_arguments(row: Backbone) -> dict[str, Any]:
+    import timm
+
+    layers: Any = timm.layers
+    return row.arch_kwargs | ({"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU} if row.swiglu else {})
+
+
+def _without_the_rest(model: nn.Module, row: Backbone) -> nn.Module:
+    """Drops the stage and the head of a ResNet that its third stage does not need."""
+    if row.output == "layer3":
+        model.layer4, model.fc = nn.Identity(), nn.Identity()
+    return model
 
 
 def _size_overlay(folder: Path) -> dict[str, Any]:

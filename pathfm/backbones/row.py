@@ -21,17 +21,18 @@ class Backbone:
         name: what --backbone says.
         aliases: what other toolkits call it (TRIDENT, STAMP, slide2vec, eva, ...), lower case.
         source: where the weights are: "hf-hub:owner/repo", "local-dir:/folder", or "python:package.module:Class" for a
-            class without arguments whose instances map float32 (b, 3, h, w) to (b, dim).
+            class without arguments whose instances map float32 (b, 3, h, w) to (b, dim); "https:" and a page for
+            what is not to be had in any of these ways.
         library: what builds the network: timm; transformers; python (a class); package, the authors' own package, by
             `build`; remote, only code that the repository would run on this machine, which pathfm does not do.
         revision: branch, tag or commit of the repository.
         weights_file: name of the file with the weights; "" for model.safetensors, else pytorch_model.bin.
         weights_sha256: hex digest of that file; "" where it is not pinned.
-        arch: architecture to build it with random weights: a model of timm, or a model_type of transformers; "" where
-            the source alone knows.
+        arch: architecture to build it with: a model of timm, or a model class of transformers, such as "ViTModel"; ""
+            where the source alone knows.
         arch_kwargs: its arguments: those of timm's create_model, or of the transformers configuration.
         load_kwargs: further arguments of from_pretrained, transformers only.
-        build: "module:function" that gives the network of a "package" row, loaded from a folder.
+        build: "module:function" that gives the network of a "package" row with its weights, from the row alone.
         install: the command that installs what `build` needs.
         n_params: parameters of the network; None where only the loaded model knows.
         shapes_sha8: first 8 hex digits of `state_shapes_sha256`: names and shapes of its state dict; "" where not known.
@@ -104,6 +105,8 @@ class Backbone:
     @property
     def page(self) -> str:
         """The page where the makers state licence and terms; "" where there is none."""
+        if self.source.startswith("https:"):
+            return self.source
         return f"https://huggingface.co/{self.repo}" if self.repo else ""
 
     @property

@@ -1,61 +1,87 @@
-"""Where weights come from: the Hugging Face hub or a local folder, with errors that say what to do, and their digest."""
+"""Where weights come from: a mirror folder, the Hugging Face hub and its cache, or a local folder; and their digests."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 
-from pathfm.errors import WeightsMissingError
+from pathfm.backbones.hub import COMMIT, above, cached, fetch_if_there, fetched
+from pathfm.backbones.mirror import mirrored, noted_commit
+from pathfm.errors import WeightsDamagedError, WeightsMissingError
+from pathfm.files import sha256_file
 
 if TYPE_CHECKING:
     from pathfm.backbones.row import Backbone
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# The hub's own error derives from that of its HTTP library, of which there have been three.
-_TRANSPORT_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 
 
 def weights_folder(row: Backbone, *, config_only: bool = False) -> Path:
-    """The local folder with a row's config.json and weights, downloaded into the hub's cache where they are not there.
+    """The local folder with a row's weights and, unless it is a bare file that the row names, its config.json.
+
+    Looked for in the mirror that PATHFM_WEIGHTS names, then in the hub's cache, then on the hub, which fetches them into
+    the cache. Both files are of one commit.
 
     Args:
         row: its source is "hf-hub:owner/repo" or "local-dir:/folder".
-        config_only: do not fetch the weights.
+        config_only: for the config.json alone; do not fetch the weights.
 
     Raises:
         WeightsMissingError: gated, unknown, offline and not in the cache, or a folder without them.
+        WeightsDamagedError: the file with the weights is not the one that the row pins.
     """
     if row.repo is None:
-        return _local_folder(row)
-    config = _download(row, CONFIG)
+        folder = _local_folder(row)
+    else:
+        folder = _mirror_folder(row, config_only=config_only) or _hub_folder(row, config_only=config_only)
     if not config_only:
-        _download(row, *WEIGHTS)
-    return config.parent
+        _require_pinned(row, folder)
+    return folder
+
+
+def weights_file(row: Backbone) -> Path:
+    """The file with a row's weights in its `weights_folder`, fetched and held against the row's pin.
+
+    Its ending says what it is; all but .safetensors is to be read by torch.load(..., weights_only=True) and never else.
+
+    Raises:
+        WeightsMissingError: as `weights_folder`.
+        WeightsDamagedError: as `weights_folder`.
+    """
+    folder = weights_folder(row)
+    return folder / _weights_name(row, folder)
 
 
 def weights_available(row: Backbone) -> bool:
-    """Whether a backbone can be loaded without network; looks at file names only."""
+    """Whether the weights of a backbone are here, so that it needs no network; looks at file names only."""
     if row.library == "python":
         return True
     if row.repo is None:
         folder = _folder(row)
-        return (folder / CONFIG).is_file() and bool(_local_weights(folder))
-    return _cached(row, CONFIG) and any(_cached(row, name) for name in WEIGHTS)
+        return bool(_weights_name(row, folder)) and _has_config(row, folder)
+    if _mirror_folder(row):
+        return True
+    return cached(row, _names(row)) is not None and (not _needs_config(row) or cached(row, [CONFIG]) is not None)
+
+
+def resolved_revision(row: Backbone) -> str:
+    """The commit of the hub that a row's weights here are from: 40 hex digits; the row's `revision` where not known.
+
+    A branch such as "main" moves on the hub; this says what it was when the weights came here. Asks nobody.
+    """
+    if row.repo is None:
+        return row.revision
+    if folder := _mirror_folder(row):
+        commit = noted_commit(folder, _weights_name(row, folder))
+    else:
+        file = cached(row, _names(row))
+        commit = next((part.name for part in file.parents if part.parent.name == "snapshots"), "") if file else ""
+    return commit if COMMIT.fullmatch(commit) else row.revision
 
 
 def state_sha256(model: torch.nn.Module) -> str:
@@ -71,60 +97,59 @@ def state_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest() if state else ""
 
 
-def _download(row: Backbone, *names: str) -> Path:
-    """The first of several names that the repository has."""
-    try:
-        return _first(str(row.repo), names, row.revision)
-    except GatedRepoError as error:
-        message = (
-            f"the weights of {row.name} are gated: accept the licence at {row.page} with your account,"
-            " then run `hf auth login` or set HF_TOKEN, and try again"
-        )
-        raise WeightsMissingError(message) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise WeightsMissingError(_offline(row, names[0])) from error
-    except RepositoryNotFoundError as error:
-        message = f"no repository {row.repo} on the Hugging Face hub that you may see; check the name, or log in with `hf auth login`"
-        raise WeightsMissingError(message) from error
-    except EntryNotFoundError as error:
-        message = f"{row.page} has no {' or '.join(names)}, so it is no model that pathfm loads; check the name"
-        raise WeightsMissingError(message) from error
-    except HFValidationError as error:
-        message = f"{row.repo!r} is no repository name; write hf-hub:owner/name"
-        raise WeightsMissingError(message) from error
-    except _TRANSPORT_ERRORS as error:
-        message = (
-            f"{names[0]} of {row.page} could not be fetched ({' '.join(str(error).split())});"
-            " check the network and the free space, and try again"
-        )
-        raise WeightsMissingError(message) from error
+def proven_sha256(file: Path) -> str:
+    """Hex sha256 of a file's bytes, computed once per state of the file."""
+    state = file.stat()
+    return _prove(file, state.st_mtime_ns, state.st_size, state.st_ino)
 
 
-def _first(repo: str, names: tuple[str, ...], revision: str) -> Path:
-    *early, last = names
-    for name in early:
-        with suppress(EntryNotFoundError):
-            return Path(hf_hub_download(repo, name, revision=revision))
-    return Path(hf_hub_download(repo, last, revision=revision))
+@functools.lru_cache(maxsize=1024)
+def _prove(file: Path, _mtime_ns: int, _size: int, _inode: int) -> str:
+    return sha256_file(file)
 
 
-def _offline(row: Backbone, name: str) -> str:
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-    gate = f" (accept the licence at {row.page} first)" if row.gated else ""
-    return (
-        f"{name} of {row.repo} ({row.name}) is not in the cache {constants.HF_HUB_CACHE} and {why};"
-        f" run `hf download {row.repo}` where there is network{gate} and copy that cache here,"
-        " or pass --backbone local-dir:/folder"
+def _require_pinned(row: Backbone, folder: Path) -> None:
+    name = _weights_name(row, folder)
+    if not row.weights_sha256 or (found := proven_sha256(folder / name)) == row.weights_sha256.lower():
+        return
+    message = (
+        f"{folder / name} is not the file that backbone {row.name} was pinned to: its sha256 is {found[:16]}...,"
+        f" not {row.weights_sha256[:16]}...; delete it and fetch it again, or take the pin from the row if you trust it"
     )
+    raise WeightsDamagedError(message)
+
+
+def _mirror_folder(row: Backbone, *, config_only: bool = False) -> Path | None:
+    """The folder in the mirror if it has what is needed, and not of another commit than the row pins."""
+    folder = mirrored(row) if row.repo else None
+    if folder is None or not _has_config(row, folder, always=config_only):
+        return None
+    name = _weights_name(row, folder)
+    commit = noted_commit(folder, name or CONFIG)
+    is_another = bool(commit and COMMIT.fullmatch(row.revision) and commit != row.revision)
+    return folder if (name or config_only) and not is_another else None
+
+
+def _hub_folder(row: Backbone, *, config_only: bool) -> Path:
+    if config_only:
+        return fetched(row, [CONFIG]).parent
+    # a branch may move on between two files: the second is that of the commit of the first
+    commit = fetched(row, [CONFIG]).parent.name if _needs_config(row) else ""
+    file = fetched(row, _names(row), commit if COMMIT.fullmatch(commit) else "")
+    folder = next(above(file, name) for name in _names(row) if file.as_posix().endswith(f"/{name}"))
+    if not _needs_config(row):
+        fetch_if_there(row, CONFIG, folder.name if COMMIT.fullmatch(folder.name) else row.revision)
+    return folder
 
 
 def _local_folder(row: Backbone) -> Path:
     folder = _folder(row)
-    if not (folder / CONFIG).is_file():
+    if not _has_config(row, folder):
         message = f"{folder} has no {CONFIG}; pass --backbone local-dir: and a folder with {CONFIG} and {WEIGHTS[0]}"
         raise WeightsMissingError(message)
-    if not _local_weights(folder):
-        message = f"{folder} has a {CONFIG} and no weights; put {WEIGHTS[0]} beside it"
+    if not _weights_name(row, folder):
+        name = row.weights_file or WEIGHTS[0]
+        message = f"{folder} has no {name}, the weights of {row.name}; put it there, beside its {CONFIG} if it has one"
         raise WeightsMissingError(message)
     return folder
 
@@ -133,9 +158,25 @@ def _folder(row: Backbone) -> Path:
     return Path(row.source.removeprefix("local-dir:")).expanduser()
 
 
-def _local_weights(folder: Path) -> list[Path]:
-    return [path for suffix in (".safetensors", ".bin", ".pth") for path in sorted(folder.glob(f"*{suffix}"))]
+def _names(row: Backbone) -> tuple[str, ...]:
+    """What the weights are called on the hub, the best first."""
+    return (row.weights_file,) if row.weights_file else WEIGHTS
 
 
-def _cached(row: Backbone, name: str) -> bool:
-    return isinstance(try_to_load_from_cache(str(row.repo), name, revision=row.revision), str)
+def _weights_name(row: Backbone, folder: Path) -> str:
+    """The name of the weights in a folder; "" where there are none."""
+    names = list(_names(row))
+    if row.repo is None and not row.weights_file:  # a user's own folder may call them anything
+        names += [
+            path.name for ending in ("safetensors", "pth", "bin", "pt") for path in sorted(folder.glob(f"*.{ending}"))
+        ]
+    return next((name for name in names if (folder / name).is_file()), "")
+
+
+def _needs_config(row: Backbone) -> bool:
+    """Whether a config.json belongs to the weights; not to a bare file of weights that a row names, nor to a package."""
+    return row.library != "package" and not (row.library == "timm" and row.arch and row.weights_file)
+
+
+def _has_config(row: Backbone, folder: Path, *, always: bool = False) -> bool:
+    return (folder / CONFIG).is_file() or not (always or _needs_config(row))

@@ -111,6 +111,7 @@ def versions(seen: Survey, backbone: LoadedBackbone, batch_size: int) -> dict[st
         "simplejpeg": version("simplejpeg"),
         "reader": seen.reader,
         "engine": backbone.engine,
+        "weights_revision": backbone.revision,
         "device": backbone.device.type,
         "batch_size": str(batch_size),
     }

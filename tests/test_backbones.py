@@ -278,7 +278,7 @@ def test_offline_a_gated_model_still_says_where_its_licence_is(offline: Path) ->
 @pytest.mark.usefixtures("hub", "registered")
 def test_the_table_sees_weights_in_the_cache() -> None:
     row = dataclasses.replace(
-        BACKBONES["uni"], name="tiny", source="hf-hub:owner/tiny", arch="", arch_kwargs={}, dim=64
+        BACKBONES["mstar"], name="tiny", source="hf-hub:owner/tiny", arch="", arch_kwargs={}, dim=64
     )
     register_backbone(row)
     load_backbone("hf-hub:owner/tiny", "cpu")

@@ -465,8 +465,8 @@ def test_one_slide_is_a_function_of_picklable_arguments(slides: Path, tmp_path: 
 def test_a_worker_with_another_backbone_than_the_recipes_is_refused(slides: Path, tmp_path: Path) -> None:
     work = plan_extraction("colour", SPEC, device="cpu")
     recipe = work.parts[0].recipe
-    recipe["backbone"] = recipe["backbone"] | {"revision": "0"}
-    with pytest.raises(BackboneError, match=r"backbone\.revision is 1, wanted 0"):
+    recipe["backbone"] = recipe["backbone"] | {"version": "0"}
+    with pytest.raises(BackboneError, match=r"backbone\.version is 1, wanted 0"):
         extract_slide(find_slides([slides])[0], work, tmp_path / "out")
 
 

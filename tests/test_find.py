@@ -162,7 +162,8 @@ def test_a_revision_is_part_of_the_name_and_drops_the_pin(monkeypatch: pytest.Mo
     row = find_backbone("uni_v1:mean@0f6d29f")
     assert (row.name, row.revision, row.weights_sha256) == ("uni:mean@0f6d29f", "0f6d29f", "")
     assert find_backbone(row.name) == row
-    assert find_backbone("uni@main") == pinned
+    assert find_backbone(f"uni@{pinned.revision}") == pinned
+    assert find_backbone("uni@main").weights_sha256 == ""
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_a_backbone_of_ones_own_is_registered_with_one_call_and_only_once() -> N
     loaded = load_backbone("mine", "cpu")
     tiles = np.full((2, 32, 32, 3), 255, dtype=np.uint8)
     assert np.array_equal(loaded.embed(tiles), np.full((2, 5), 2.0, dtype=np.float16))
-    assert (loaded.row.dim, loaded.identity["revision"]) == (5, "3")
+    assert (loaded.row.dim, loaded.identity["version"]) == (5, "3")
     with pytest.raises(InputError, match="registered already"):
         register_backbone(row)
     with pytest.raises(InputError, match="letters, digits and dashes"):

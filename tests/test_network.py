@@ -14,7 +14,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tinymodels import Weighted, random_tiles
+from tinymodels import Weighted, from_folder, random_tiles
 from torch import nn
 
 from pathfm.backbones import BACKBONES, Backbone, build_architecture, load_backbone, register_backbone
@@ -166,7 +166,7 @@ def test_weights_with_the_names_of_dinov2_fit_the_network_of_openmidnight(tmp_pa
     state["pos_embed"] = torch.cat([torch.zeros(1, 1, 48), model.pos_embed], dim=1)
     renamed = {key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): tensor for key, tensor in state.items()}
     torch.save(renamed, tmp_path / row.weights_file)
-    here = dataclasses.replace(row, source=f"local-dir:{tmp_path}", arch_kwargs={**row.arch_kwargs, **small}, dim=48)
+    here = from_folder(row, tmp_path, arch_kwargs={**row.arch_kwargs, **small}, dim=48)
     loaded: Any = build_network(here)
     with torch.inference_mode():
         images = torch.rand(1, 3, 224, 224)
@@ -202,9 +202,7 @@ def test_a_transformers_model_gives_its_class_token_and_its_patches(tmp_path: Pa
     torch.manual_seed(0)
     model = transformers.ViTModel(config).eval()
     model.save_pretrained(tmp_path)
-    row = dataclasses.replace(
-        BACKBONES["phikon"], name="tiny", source=f"local-dir:{tmp_path}", dim=64, resize_px=32, output="cls+mean"
-    )
+    row = from_folder(BACKBONES["phikon"], tmp_path, name="tiny", dim=64, resize_px=32, output="cls+mean")
     register_backbone(row)
     tiles = random_tiles(2, 32)
     with torch.inference_mode():
@@ -226,7 +224,7 @@ def test_plip_is_the_image_half_of_a_clip_model_with_its_projection(
     clip = transformers.CLIPModel(config).eval()
     clip.save_pretrained(tmp_path)
     capfd.readouterr()
-    row = dataclasses.replace(BACKBONES["plip"], source=f"local-dir:{tmp_path}")
+    row = from_folder(BACKBONES["plip"], tmp_path)
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         given = forward(build_network(row), images, row)
@@ -255,7 +253,7 @@ def test_gemma_is_the_vision_tower_inside_the_whole_model(tmp_path: Path) -> Non
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = {"model_type": "gemma4", "architectures": ["Gemma4ForConditionalGeneration"]}
     (tmp_path / "config.json").write_text(json.dumps({**config, "vision_config": vision.to_dict()}))
-    row = dataclasses.replace(BACKBONES["gemma4-e4b"], source=f"local-dir:{tmp_path}", dim=32)
+    row = from_folder(BACKBONES["gemma4-e4b"], tmp_path, dim=32)
     images = torch.rand(2, 3, 96, 96)
     # as its image processor cuts an image: patches in rows, colours last
     patches = images.reshape(2, 3, 6, 16, 6, 16).permute(0, 2, 4, 3, 5, 1).reshape(2, 36, 768)
@@ -306,7 +304,7 @@ def test_a_package_is_asked_for_what_its_authors_advise(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "conch", types.ModuleType("conch"))
     monkeypatch.setitem(sys.modules, "conch.open_clip_custom", package)
     (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
-    register_backbone(dataclasses.replace(BACKBONES["conch"], name="c", source=f"local-dir:{tmp_path}"))
+    register_backbone(from_folder(BACKBONES["conch"], tmp_path, name="c"))
     assert load_backbone("c", "cpu").embed(random_tiles(2, 512)).shape == (2, 512)
     assert seen == [("conch_ViT-B-16", str(tmp_path / "pytorch_model.bin"))]
 
@@ -320,7 +318,7 @@ def test_keep_is_its_image_half_with_the_names_that_its_library_writes(tmp_path:
     save_file(
         {**state, "text.embeddings": torch.zeros(3), "logit_scale": torch.zeros(1)}, tmp_path / "model.safetensors"
     )
-    row = dataclasses.replace(BACKBONES["keep"], name="k", source=f"local-dir:{tmp_path}", dim=32, arch_kwargs=small)
+    row = from_folder(BACKBONES["keep"], tmp_path, name="k", dim=32, arch_kwargs=small)
     register_backbone(row)
     tiles = random_tiles(2, 256)
     with torch.inference_mode():

@@ -289,6 +289,24 @@ def test_a_slide_that_was_replaced_has_both_of_its_files_set_aside_or_made_again
     assert [[path.name for path in one.iterdir()] for one in result.folders] == [["s0.h5.stale"]] * 2
 
 
+def test_embeddings_that_come_late_go_to_the_journal_of_their_backbone(
+    root: Path, tiny: str, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a batch is computed by one network while it is given to the next."""
+    submit = LoadedBackbone.submit
+
+    class Late:
+        def __init__(self, pending: Any) -> None:
+            self.result = pending.result
+
+        def done(self) -> bool:
+            return False
+
+    monkeypatch.setattr(LoadedBackbone, "submit", lambda backbone, tiles: Late(submit(backbone, tiles.clone())))
+    embed_slides(sources(root), work(f"colour,{tiny}"), tmp_path)
+    assert files_below(tmp_path) == alone
+
+
 class Spoilt(torch.nn.Module):
     """Gives no numbers from its third batch on."""
 

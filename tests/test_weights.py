@@ -564,6 +564,19 @@ def test_a_bundle_unpacks_into_a_mirror_which_knows_its_commit(
     assert weights_available(ROW)
 
 
+def test_a_pinned_file_in_the_cache_is_taken_under_whatever_commit_it_came(filled: Path) -> None:
+    """As in a cache that was filled before somebody edited a README."""
+    digest = next(path.name for path in (filled / REPO / "blobs").iterdir() if len(path.name) == 64)
+    row = dataclasses.replace(ROW, revision=OTHER_COMMIT, weights_sha256=digest)
+    assert weights_available(row)
+    assert resolved_revision(row) == COMMIT
+    assert weights_file(row).resolve().name == digest
+    other = dataclasses.replace(row, weights_sha256="ef" * 32)
+    assert not weights_available(other)
+    with pytest.raises(WeightsMissingError):
+        weights_folder(other)
+
+
 def test_what_a_mirror_lacks_comes_from_the_cache(
     tmp_path: Path, filled: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import timm
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pathfm.backbones import Backbone
 
 
 class Weighted(nn.Module):
@@ -27,6 +30,11 @@ class Weighted(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean(dim=(1, 2, 3))[:, None].expand(-1, 5) * self.scale
+
+
+def from_folder(row: Backbone, folder: Path, **changes: Any) -> Backbone:
+    """A row whose weights lie in a folder, and are not those that it is pinned to."""
+    return dataclasses.replace(row, source=f"local-dir:{folder}", revision="main", weights_sha256="", **changes)
 
 
 def tiny_model() -> nn.Module:

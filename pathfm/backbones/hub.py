@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from pathfm.backbones.mirror import mirror
 from pathfm.errors import WeightsMissingError
@@ -85,12 +86,25 @@ def fetch_if_there(row: Backbone, name: str, revision: str) -> None:
 
 
 def cached(row: Backbone, names: Sequence[str]) -> Path | None:
-    """The first of several names that lies in the cache at the row's revision; asks nobody."""
+    """The first of several names that lies in the cache at the row's revision; asks nobody.
+
+    Where the row pins the file by its digest, the same file of another commit is as good: a cache that was filled before
+    a page was edited goes on to be of use.
+    """
     try:
         found = [try_to_load_from_cache(str(row.repo), name, revision=row.revision) for name in names]
     except HFValidationError:
         return None
-    return next((Path(one) for one in found if isinstance(one, str)), None)
+    return next((Path(one) for one in found if isinstance(one, str)), None) or _of_another_commit(row, names)
+
+
+def _of_another_commit(row: Backbone, names: Sequence[str]) -> Path | None:
+    """A file that the cache, which calls large files by their sha256, has under the digest that the row pins."""
+    if not row.weights_sha256 or not COMMIT.fullmatch(row.revision):
+        return None
+    commits = hub_cache() / repo_folder_name(repo_id=str(row.repo), repo_type="model") / "snapshots"
+    files = (folder / name for folder in sorted(commits.glob("*")) for name in names)
+    return next((file for file in files if file.resolve().name == row.weights_sha256 and file.is_file()), None)
 
 
 def above(file: Path, name: str) -> Path:

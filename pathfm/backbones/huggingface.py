@@ -47,7 +47,7 @@ def load_transformers(row: Backbone) -> nn.Module:
     folder = weights_folder(row)
     with _without_reports():
         model, report = model_class.from_pretrained(
-            folder, trust_remote_code=False, output_loading_info=True, **row.load_kwargs
+            folder, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **row.load_kwargs
         )
     wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if wrong:

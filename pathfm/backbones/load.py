@@ -15,7 +15,7 @@ from pathfm.backbones.memory import channels_last_pays, keep_activations_mapped
 from pathfm.backbones.network import build_network, with_model_facts
 from pathfm.backbones.pending import Pending, sent
 from pathfm.backbones.transform import to_input, transform_facts
-from pathfm.backbones.weights import state_sha256
+from pathfm.backbones.weights import read_tensors, resolved_revision, state_sha256, tensors_sha256, weights_file
 from pathfm.errors import BackboneError, InputError
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class LoadedBackbone:
         precision: of its matrix products; an embedding is float16 whatever it is.
         identity: what a recipe says of it, JSON types, and only what decides an embedding: name, source, weights_sha256,
             output, transform, ... Its licence is `row.terms`.
+        revision: commit of the hub that its weights are from, as far as that is known; "" where they are not from there.
+            For the record, like the engine.
         engine: what runs it, with its version where that is not torch's: "torch", "compile", "openvino 2026.4.1". For
             the record; the embeddings are the same, so it is no part of the identity.
         run: the network as the engine runs it: float32 images (b, 3, h, w) to float (b, dim).
@@ -52,6 +54,7 @@ class LoadedBackbone:
     device: torch.device
     precision: Precision
     identity: dict[str, Any]
+    revision: str
     engine: str
     run: Forward = field(repr=False)
     _in_flight: deque[Pending] = field(default_factory=deque, repr=False)
@@ -156,7 +159,8 @@ def load_backbone(
     if channels_last_pays(model, where):
         model.to(memory_format=torch.channels_last)
     run, engine_name = started(engine, Embedder(model, row, where, precision))
-    return LoadedBackbone(row, model, where, precision, identity, engine_name, run)
+    revision = resolved_revision(row) if row.repo else ""
+    return LoadedBackbone(row, model, where, precision, identity, revision, engine_name, run)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -186,16 +190,22 @@ def _numbered(device: str, kind: str) -> torch.device:
 
 
 def _identity(row: Backbone, model: nn.Module, precision: Precision) -> dict[str, Any]:
-    revision = str(getattr(model, "VERSION", row.revision)) if row.library == "python" else row.revision
+    """What decides an embedding. Where weights lay is no part of it, nor under which commit: their digest is."""
     return {
         "name": row.name,
-        # where a folder lies on this machine is nobody else's business, and no part of what an embedding is
         "source": row.name if row.source.startswith("local-dir:") else row.source,
-        "revision": revision,
-        "weights_sha256": state_sha256(model),
+        "version": str(getattr(model, "VERSION", "")) if row.library == "python" else "",
+        "weights_sha256": _weights_sha256(row, model),
         "output": row.output,
         "prefix_tokens": row.prefix_tokens,
         "dim": row.dim,
         "transform": transform_facts(row),
         "precision": precision,
     }
+
+
+def _weights_sha256(row: Backbone, model: nn.Module) -> str:
+    """The same whatever file the weights came from; transformers renames tensors from version to version, files do not."""
+    if row.library == "transformers":
+        return tensors_sha256(read_tensors(weights_file(row)))
+    return state_sha256(model)

@@ -9,9 +9,7 @@ from dataclasses import replace
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pathfm.backbones.huggingface import (
@@ -21,7 +19,7 @@ from pathfm.backbones.huggingface import (
     transformers_facts,
 )
 from pathfm.backbones.tokens import pool_tokens
-from pathfm.backbones.weights import CONFIG, weights_file, weights_folder
+from pathfm.backbones.weights import CONFIG, read_tensors, weights_file, weights_folder
 from pathfm.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -154,7 +152,7 @@ def _build_timm(row: Backbone) -> nn.Module:
     folder = weights_folder(row)
     if row.weights_file:
         return _without_the_rest(_built_by_row(row), row)
-    overlay = {} if row.arch_kwargs else _size_overlay(folder)
+    overlay = {} if "img_size" in row.arch_kwargs else _size_overlay(folder)
     # The class count stays as the weights have it, for timm then loads them strictly; no head is ever used.
     model: nn.Module = timm.create_model(
         f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **_timm_arguments(row)
@@ -167,14 +165,14 @@ def _built_by_row(row: Backbone) -> nn.Module:
     import timm
 
     file = weights_file(row)
-    is_plain = file.suffix == ".safetensors"
-    state: Any = load_file(file) if is_plain else torch.load(file, map_location="cpu", weights_only=True)
+    state: Any = read_tensors(file)
     for key in ("model", "state_dict", "teacher"):  # as trainings save it
         state = state.get(key, state)
     state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
     # timm would resample them to another size of input without a word
     places = state["pos_embed"].shape[1] if "pos_embed" in state else None
-    overlay = {"state_dict": state, "source": ""}
+    # the same class count as of the model, for else timm does not load strictly
+    overlay = {"state_dict": state, "source": "", "num_classes": 0}
     model: nn.Module = timm.create_model(
         row.arch, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **_timm_arguments(row)
     )
@@ -233,10 +231,13 @@ def _size_overlay(folder: Path) -> dict[str, Any]:
     """Makes timm build a model at the input size of its configuration.
 
     Without it timm resamples the position embeddings of the weights to the architecture's usual size as soon as the
-    configuration does not say that its size is fixed.
+    configuration does not say that its size is fixed, or at 224 px where it says no size.
     """
     import timm
 
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     usual = timm.get_pretrained_cfg(str(config.get("architecture")).partition(".")[0], allow_unregistered=True)
-    return {"fixed_input_size": True} if usual is not None and usual.fixed_input_size else {}
+    if usual is None or not usual.fixed_input_size:
+        return {}
+    says_size = "input_size" in {**config, **config.get("pretrained_cfg", {})}
+    return {"fixed_input_size": True} | ({} if says_size else {"input_size": usual.input_size})

@@ -35,7 +35,8 @@ class Backbone:
         build: "module:function" that gives the network of a "package" row with its weights, from the row alone.
         install: the command that installs what `build` needs.
         n_params: parameters of the network; None where only the loaded model knows.
-        shapes_sha8: first 8 hex digits of `state_shapes_sha256`: names and shapes of its state dict; "" where not known.
+        shapes_sha8: first 8 hex digits of `state_shapes_sha256`: names and shapes of its state dict; "" where not known,
+            and for a model of transformers, which renames the parts of its models from version to version.
         swiglu: its MLP is a packed SwiGLU, which a configuration file cannot say.
         output: what of its output is the embedding, as its makers recommend; "cls+mean" is the class token beside the
             mean of the patch tokens, "layer3" the mean over the map after the third stage of a ResNet, "pooled" what the

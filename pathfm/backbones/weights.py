@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 
 from pathfm.backbones.hub import COMMIT, above, cached, fetch_if_there, fetched
 from pathfm.backbones.mirror import mirrored, noted_commit
@@ -15,6 +16,8 @@ from pathfm.errors import WeightsDamagedError, WeightsMissingError
 from pathfm.files import sha256_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pathfm.backbones.row import Backbone
 
 CONFIG = "config.json"
@@ -64,9 +67,7 @@ def weights_available(row: Backbone) -> bool:
     if row.repo is None:
         folder = _folder(row)
         return bool(_weights_name(row, folder)) and _has_config(row, folder)
-    if _mirror_folder(row):
-        return True
-    return cached(row, _names(row)) is not None and (not _needs_config(row) or cached(row, [CONFIG]) is not None)
+    return (_mirror_folder(row) or _cached_folder(row)) is not None
 
 
 def resolved_revision(row: Backbone) -> str:
@@ -79,22 +80,39 @@ def resolved_revision(row: Backbone) -> str:
     if folder := _mirror_folder(row):
         commit = noted_commit(folder, _weights_name(row, folder))
     else:
-        file = cached(row, _names(row))
-        commit = next((part.name for part in file.parents if part.parent.name == "snapshots"), "") if file else ""
+        folder = _cached_folder(row)
+        commit = folder.name if folder else ""
     return commit if COMMIT.fullmatch(commit) else row.revision
 
 
+def read_tensors(file: Path) -> dict[str, Any]:
+    """What a file of weights holds: tensors by name, on the CPU, and what else a training saved; nothing in it is run.
+
+    Raises:
+        SafetensorError: it is damaged.
+        UnpicklingError: it holds more than tensors.
+    """
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    read: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return read
+
+
 def state_sha256(model: torch.nn.Module) -> str:
-    """Hex digest of the weights as loaded: name, type, shape and bytes of every tensor, in the order of the names.
+    """`tensors_sha256` of the weights of a model."""
+    return tensors_sha256(model.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Any]) -> str:
+    """Hex digest of weights: name, type, shape and bytes of every tensor, in the order of the names.
 
     The same whatever file they came from; "" for a model without weights. Expects them on the CPU.
     """
-    state = model.state_dict()
     digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest() if state else ""
+    return digest.hexdigest() if tensors else ""
 
 
 def proven_sha256(file: Path) -> str:
@@ -133,13 +151,27 @@ def _mirror_folder(row: Backbone, *, config_only: bool = False) -> Path | None:
 def _hub_folder(row: Backbone, *, config_only: bool) -> Path:
     if config_only:
         return fetched(row, [CONFIG]).parent
+    if COMMIT.fullmatch(row.revision) and (there := _cached_folder(row)):
+        return there
     # a branch may move on between two files: the second is that of the commit of the first
     commit = fetched(row, [CONFIG]).parent.name if _needs_config(row) else ""
     file = fetched(row, _names(row), commit if COMMIT.fullmatch(commit) else "")
-    folder = next(above(file, name) for name in _names(row) if file.as_posix().endswith(f"/{name}"))
+    folder = _folder_of(row, file)
     if not _needs_config(row):
         fetch_if_there(row, CONFIG, folder.name if COMMIT.fullmatch(folder.name) else row.revision)
     return folder
+
+
+def _cached_folder(row: Backbone) -> Path | None:
+    """The folder in the hub's cache that has all that is needed."""
+    file = cached(row, _names(row))
+    folder = _folder_of(row, file) if file else None
+    return folder if folder and _has_config(row, folder) else None
+
+
+def _folder_of(row: Backbone, file: Path) -> Path:
+    """The folder of the commit that a file of weights is from; its name may have folders in it."""
+    return next(above(file, name) for name in _names(row) if file.as_posix().endswith(f"/{name}"))
 
 
 def _local_folder(row: Backbone) -> Path:

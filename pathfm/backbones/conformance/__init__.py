@@ -29,8 +29,7 @@ def check_backbone(name: str, device: str = "cpu") -> list[Check]:
     """Holds a backbone against what its row says; of a name of the table nothing is fetched.
 
     Where its weights are on this machine they are loaded, strictly, and the network itself is looked at. Else its
-    architecture is, with random weights; of more than 400 million parameters two layers at full width, as the checks then
-    say.
+    architecture is, with random weights; of a giant two layers at full width, as the checks then say.
 
     Args:
         name: as `find_backbone` takes it: of the table or registered, "local-dir:/folder", "hf-hub:owner/name", ...

@@ -92,10 +92,10 @@ def _prefix(row: Backbone, found: Layout) -> Check:
 
 
 def _input_width(row: Backbone, blueprint: nn.Module) -> tuple[str, bool | None]:
-    """What the architecture was built for; where its row states the width, it is not to be fed another."""
+    """What the architecture was built for; where its row states the width, a wider input is a crop that was forgotten."""
     network: Any = blueprint
     config, patches = getattr(network, "config", None), getattr(network, "patch_embed", None)
     made_for = getattr(config, "image_size", None) or (getattr(patches, "img_size", None) or (None,))[0]
     if made_for is None:
         return "made for any width", True
-    return f"made for {made_for} px", made_for == input_px(row) or "img_size" not in row.arch_kwargs
+    return f"made for {made_for} px", input_px(row) <= made_for or "img_size" not in row.arch_kwargs

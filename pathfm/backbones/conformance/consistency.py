@@ -61,8 +61,9 @@ def pillow_image(tile: NDArray[np.uint8], row: Backbone) -> NDArray[np.float64]:
         image = image.crop((left, left, left + row.crop_px, left + row.crop_px))
     mean, deviation = row.mean_std or _NOTHING
     values = np.asarray(image, dtype=np.float64) / 255
-    image_values: NDArray[np.float64] = (values - np.array(mean)) / np.array(deviation)
-    return image_values
+    with np.errstate(divide="ignore", invalid="ignore"):  # a deviation of 0 is found by others
+        image_input: NDArray[np.float64] = (values - np.array(mean)) / np.array(deviation)
+    return image_input
 
 
 def _sound(row: Backbone) -> tuple[str, bool]:

@@ -25,7 +25,7 @@ BATCH_TOLERANCE = 5e-4
 LEAST_COSINE: dict[Precision, float] = {"float16": 0.999, "bfloat16": 0.99}
 # Of `Trial.images` those with texture: of two flat ones a network may make the same.
 _TEXTURED = [0, 1, 2, 3, 7]
-_IN_HALF = [0, 3, 7]
+_IN_HALF = [0, 7]  # slow on a CPU
 
 
 def numeric_checks(trial: Trial) -> Iterator[Check]:
@@ -39,7 +39,7 @@ def numeric_checks(trial: Trial) -> Iterator[Check]:
         return
     right = whole.shape == (len(images), dim or whole.shape[1]) and bool(whole.isfinite().all())
     yield Check("forward", f"8 x {dim or 'any'}, finite", f"{tuple(whole.shape)}; {trial.scale}", right)
-    yield looked("same image again", "the same bit by bit", partial(_repeated, trial, images, whole))
+    yield looked("same image again", "the same bit by bit", partial(_repeated, trial, images))
     yield looked(
         "other images", f"further apart than {4 * BATCH_TOLERANCE:g} of the largest value", partial(_apart, whole)
     )
@@ -51,8 +51,8 @@ def numeric_checks(trial: Trial) -> Iterator[Check]:
         yield looked(precision, wanted, partial(_rounded, trial, images, whole, precision))
 
 
-def _repeated(trial: Trial, images: Tensor, whole: Tensor) -> tuple[str, bool]:
-    same = torch.equal(trial.embed(images), whole)
+def _repeated(trial: Trial, images: Tensor) -> tuple[str, bool]:
+    same = torch.equal(trial.embed(images[:2]), trial.embed(images[:2]))
     return "the same" if same else "another: something in it is random", same
 
 

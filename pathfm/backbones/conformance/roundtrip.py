@@ -63,7 +63,9 @@ def save_as_published(model: nn.Module, row: Backbone, folder: Path) -> None:
         network.save_pretrained(folder)
         return
     (folder / CONFIG).write_text(json.dumps({"architecture": row.arch, "num_classes": 0}), encoding="utf-8")
-    if row.weights_file and not row.weights_file.endswith(".safetensors"):
-        torch.save(model.state_dict(), folder / row.weights_file)
+    file = folder / (row.weights_file or WEIGHTS[0])
+    file.parent.mkdir(exist_ok=True)
+    if file.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file)
     else:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / (row.weights_file or WEIGHTS[0]))
+        torch.save(model.state_dict(), file)

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from pathfm.backbones.row import Backbone, Precision
 
-# Above this a network with random weights is built with two of its layers: 2 GiB hold the others whole.
+# Above these a network with random weights is built with two of its layers: 2 GiB hold the others, a minute or two runs
+# them. The work is parameters times pixels of the input: of a ViT-L at 224 px it is 1.5e13.
 _MOST_PARAMETERS = 400_000_000
+_MOST_WORK = 2e13
 _FEW_LAYERS = 2
 _SCALE_OF_BRANCHES = 0.5
 _CONVOLVED_PX = 32  # a place of the last map of most convolutional networks
@@ -29,7 +31,7 @@ class Size:
     """How much of a network is built where its weights are random.
 
     Attributes:
-        layers: of it; None for all, or two where it has more than 400 million parameters.
+        layers: of it; None for all, or two where it has more than 400 million parameters or a very wide input.
         grid: tokens along a side of its input; None for as many as the row's tile gives.
     """
 
@@ -108,7 +110,8 @@ def reduced(row: Backbone, blueprint: nn.Module, size: Size) -> tuple[Backbone, 
     Width, kind of layer and tokens before the patches stay; a network that has no layers to leave out stays whole.
     """
     layers, full = size.layers, _layers(blueprint)
-    if layers is None and sum(p.numel() for p in blueprint.parameters()) > _MOST_PARAMETERS:
+    parameters = sum(parameter.numel() for parameter in blueprint.parameters())
+    if layers is None and (parameters > _MOST_PARAMETERS or parameters * input_px(row) ** 2 > _MOST_WORK):
         layers = _FEW_LAYERS
     is_timm, words, kwargs = row.library == "timm", ["random weights"], dict(row.arch_kwargs)
     if layers is not None and full is not None and layers < full:

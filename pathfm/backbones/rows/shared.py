@@ -18,4 +18,9 @@ AT_HALF_MICRON: dict[str, Any] = {"mpp": 0.5, "resize_px": 224}
 
 NC_ND = "CC-BY-NC-ND-4.0"
 NC_ND_CLAUSE = "non-commercial use with credit; what is adapted from the weights may not be shared"
+# as the pages of Mahmood's laboratory, of Paige (Virchow2), of Bioptimus and of MUSK have it
+OUTPUTS_CLAUSE = (
+    "non-commercial academic research with credit; its page counts models trained on its outputs, and datasets made from"
+    " them, among the derivatives, whose commercial use is prohibited without prior approval"
+)
 NC_CLAUSE = "no commercial use; of embeddings and heads the terms on its page decide"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pathfm.backbones.row import Backbone
-from pathfm.backbones.rows.shared import AT_HALF_MICRON, IMAGENET, NC_ND, NC_ND_CLAUSE, TOKENS
+from pathfm.backbones.rows.shared import AT_HALF_MICRON, IMAGENET, NC_ND, OUTPUTS_CLAUSE
 
 if TYPE_CHECKING:
     from pathfm.backbones.row import Rgb
 
-_HIBOU: tuple[Rgb, Rgb] = (0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816)
 _GENBIO: tuple[Rgb, Rgb] = (0.697, 0.575, 0.728), (0.188, 0.240, 0.187)
 _RUDOLF: tuple[Rgb, Rgb] = (0.7072, 0.5787, 0.7036), (0.2119, 0.2301, 0.1775)
 _COPYLEFT = "what is derived from the weights may only be shared under the same licence"
@@ -27,26 +26,6 @@ _CTRANSPATH: dict[str, Any] = {
     "derivatives": _COPYLEFT,
     "gated": False,
 }
-
-_HIBOUS = tuple(
-    Backbone(
-        name=f"hibou-{size}",
-        aliases=(f"hibou_{size}", f"pathology/histai_hibou_{size}"),
-        source=f"hf-hub:histai/{repo}",
-        library="remote",
-        outputs=TOKENS,
-        prefix_tokens=5,
-        dim=dim,
-        size_px=224,
-        crop_px=224,
-        mean_std=_HIBOU,
-        licence="Apache-2.0",
-        gated=True,
-        citation="Nechaev et al., Hibou: A family of foundational vision transformers for pathology, 2024, arXiv:2406.05074",
-        **AT_HALF_MICRON,
-    )
-    for size, repo, dim in (("b", "hibou-b", 768), ("l", "hibou-L", 1024))
-)
 
 _RUDOLFS = tuple(
     Backbone(
@@ -99,11 +78,11 @@ UNBUILT = (
         mean_std=IMAGENET,
         precision="float16",
         licence=NC_ND,
-        derivatives=NC_ND_CLAUSE,
+        derivatives=OUTPUTS_CLAUSE,
         gated=True,
-        citation="Ding et al., Multimodal whole slide foundation model for pathology, 2024, arXiv:2411.19666",
+        citation="Ding et al., Multimodal whole slide foundation model for pathology, Nature Medicine 2025,"
+        " doi:10.1038/s41591-025-03982-3",
     ),
-    *_HIBOUS,
     *_RUDOLFS,
     Backbone(
         name="genbio-pathfm",
@@ -115,6 +94,7 @@ UNBUILT = (
         size_px=224,
         mean_std=_GENBIO,
         licence="GenBio AI Community License",
+        derivatives="on the terms of its page",
         gated=None,
         **AT_HALF_MICRON,
     ),

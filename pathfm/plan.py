@@ -135,13 +135,15 @@ def _planned(
 
 
 def _tiles_for_all(rows: Sequence[Backbone], tiles: TileSpec) -> TileSpec:
-    """The one tile spec of all backbones, resolved.
+    """The one tile spec of all backbones, resolved; one that takes any tile takes that of the others.
 
     Raises:
         InputError: what is not asked for is not the same for all.
         TileSpecMismatchError: one was not made for it; the message names which.
     """
-    resolved = [tiles.resolved(row.default_size_px, row.default_mpp) for row in rows]
+    size_px = next((row.size_px for row in rows if row.size_px), rows[0].default_size_px)
+    mpp = next((row.mpp for row in rows if row.mpp), rows[0].default_mpp)
+    resolved = [tiles.resolved(row.size_px or size_px, row.mpp or mpp) for row in rows]
     if any(one != resolved[0] for one in resolved):
         each = ", ".join(
             f"{row.name} {one.size_px} px @ {one.mpp:g} mpp" for row, one in zip(rows, resolved, strict=True)

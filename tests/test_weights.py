@@ -747,7 +747,9 @@ def fill(cache: Path, folder: Path, repo: str = "owner/tiny") -> Path:
     for name in ("refs", "blobs", f"snapshots/{COMMIT}"):
         (place / name).mkdir(parents=True, exist_ok=True)
     for file in (path for path in folder.iterdir() if path.is_file()):
-        blob = place / "blobs" / hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+        is_large = file.suffix in (".safetensors", ".bin", ".pth", ".pt")
+        kind = "sha256" if is_large else "sha1"
+        blob = place / "blobs" / hashlib.new(kind, file.read_bytes(), usedforsecurity=False).hexdigest()
         shutil.copy(file, blob)
         (place / "snapshots" / COMMIT / file.name).symlink_to(f"../../blobs/{blob.name}")
     (place / "refs" / "main").write_text(COMMIT)

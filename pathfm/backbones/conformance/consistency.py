@@ -160,4 +160,6 @@ def _seen(row: Backbone) -> tuple[str, bool]:
     ends = [float(across[middle, 0]), float(across[middle, -1]), float(down[0, middle]), float(down[-1, middle])]
     first, last, _ = _columns(row)
     off = max(abs(end - place) for end, place in zip(ends, [first, last, first, last], strict=True))
-    return "columns {:.1f} to {:.1f}, rows {:.1f} to {:.1f}".format(*ends), off <= _MARKER_PX
+    return "columns {:.1f} to {:.1f}, rows {:.1f} to {:.1f}".format(
+        *(round(end, 1) + 0.0 for end in ends)
+    ), off <= _MARKER_PX

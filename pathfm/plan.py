@@ -141,9 +141,10 @@ def _tiles_for_all(rows: Sequence[Backbone], tiles: TileSpec) -> TileSpec:
         InputError: what is not asked for is not the same for all.
         TileSpecMismatchError: one was not made for it; the message names which.
     """
-    size_px = next((row.size_px for row in rows if row.size_px), rows[0].default_size_px)
+    sizes_px = [row.size_px or row.resize_px for row in rows]
+    size_px = next(filter(None, sizes_px), rows[0].default_size_px)
     mpp = next((row.mpp for row in rows if row.mpp), rows[0].default_mpp)
-    resolved = [tiles.resolved(row.size_px or size_px, row.mpp or mpp) for row in rows]
+    resolved = [tiles.resolved(own_px or size_px, row.mpp or mpp) for row, own_px in zip(rows, sizes_px, strict=True)]
     if any(one != resolved[0] for one in resolved):
         each = ", ".join(
             f"{row.name} {one.size_px} px @ {one.mpp:g} mpp" for row, one in zip(rows, resolved, strict=True)

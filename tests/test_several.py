@@ -343,12 +343,15 @@ def test_several_devices_each_have_all_backbones_and_write_the_same(
 
 
 def test_backbones_of_different_tiles_are_refused_before_anything_is_loaded(root: Path, tiny: str) -> None:
-    with pytest.raises(
-        InputError, match=r"colour 224 px @ 0\.5 mpp, local-dir:tiny 160 px @ 0\.5 mpp.*--tiles\.size_px"
-    ):
-        plan_extraction(f"colour,{tiny}", device="cpu")
+    with pytest.raises(InputError, match=r"uni 256 px @ 0\.5 mpp, local-dir:tiny 160 px @ 0\.5 mpp.*--tiles\.size_px"):
+        plan_extraction(f"uni,{tiny}", device="cpu")
     with pytest.raises(TileSpecMismatchError, match="backbone uni was made for"):
         plan_extraction("colour,uni", TileSpec(64, 1.0), device="cpu")
+
+
+def test_a_backbone_that_takes_any_tile_takes_that_of_the_other(tiny: str) -> None:
+    for name in (f"colour,{tiny}", f"{tiny},colour"):
+        assert plan_extraction(name, device="cpu").reading.tiles.size_px == 160
 
 
 def test_a_backbone_twice_is_refused_under_whatever_names(root: Path, tiny: str, tmp_path: Path) -> None:

@@ -139,9 +139,10 @@ def _hub() -> str:
     token = "a token is set" if get_token() else "no token (hf auth login), gated weights are out of reach"
     if constants.HF_HUB_OFFLINE:
         return f"offline by HF_HUB_OFFLINE; {token}"
-    host = urlsplit(constants.ENDPOINT).hostname or ""
+    url = urlsplit(constants.ENDPOINT)
+    port = url.port or (80 if url.scheme == "http" else 443)
     try:
-        socket.create_connection((host, 443), timeout=_HUB_TIMEOUT_S).close()
+        socket.create_connection((url.hostname or "", port), timeout=_HUB_TIMEOUT_S).close()
     except OSError as error:
-        return f"not reachable ({error.strerror or error}); only weights in the mirror, the cache or local-dir: work; {token}"
+        return f"not reachable directly ({error.strerror or error}); only weights in the mirror, the cache or local-dir: work; {token}"
     return f"reachable; {token}"

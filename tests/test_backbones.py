@@ -116,7 +116,9 @@ def test_a_local_folder_gives_what_its_model_gives(tiny: nn.Module, tiny_folder:
         expected = tiny.forward_head(tiny.forward_features(images), pre_logits=True)  # type: ignore[operator]
     assert np.allclose(loaded.embed(tiles), expected, atol=2e-3)
     assert (loaded.row.dim, loaded.row.resize_px, loaded.row.mpp, loaded.row.licence) == (64, 160, None, "apache-2.0")
-    assert load_file(tiny_folder / "model.safetensors").keys() == loaded.model.state_dict().keys()
+    # all of the file but the head, which is never used
+    names = load_file(tiny_folder / "model.safetensors").keys() - {"head.weight", "head.bias"}
+    assert names == loaded.model.state_dict().keys()
 
 
 def test_position_embeddings_are_not_resampled_where_the_configuration_leaves_the_size_open(

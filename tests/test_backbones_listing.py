@@ -91,7 +91,7 @@ def test_the_table_is_plain_and_one_row_a_line(capsys: pytest.CaptureFixture[str
     )
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, "virchow2:cls", "midnight12k", "uni@0f6d29f"])
+@pytest.mark.parametrize("name", [*BACKBONES, "virchow2:cls", "midnight12k", "uni@v9"])
 def test_the_card_says_what_there_is_to_know(name: str) -> None:
     card = dict(backbones(name=name).itertuples(index=False))
     row = find_backbone(name)

@@ -130,7 +130,7 @@ def test_channels_last_is_for_networks_whose_windows_overlap_on_a_cpu(arch: str,
 @pytest.mark.parametrize("threaded", [False, True], ids=["main", "thread"])
 def test_freed_memory_is_kept_and_used_again(*, threaded: bool) -> None:
     """In a process of its own, for it holds for all of one: page faults of filling blocks of 80 MiB again and again."""
-    n_blocks, pages = 20, 80 * 2**20 // 4096
+    n_blocks, pages = 30, 80 * 2**20 // 4096
     program = f"""
 import resource, threading, torch
 from pathfm.backbones.memory import keep_activations_mapped
@@ -144,7 +144,8 @@ thread = threading.Thread(target=fill)
 thread.run() if {not threaded} else (thread.start(), thread.join())
 """
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert int(said.stdout) < 3 * pages  # 20 * pages without, unless the kernel gives huge ones; 2 where the heap begins with a gap
+    # 30 * pages without, unless the kernel gives huge ones; some more than one where the heap has gaps at first
+    assert int(said.stdout) < 10 * pages
 
 
 def test_elsewhere_nothing_is_done_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

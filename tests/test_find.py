@@ -43,7 +43,6 @@ TRIDENT = {
     "midnight12k": ("midnight-12k:cls", 1536),
     "genbio-pathfm": ("genbio-pathfm", 4608),
     "gemma4-e4b": ("gemma4-e4b", 768),
-    "gemma4-26b": ("gemma4-26b", 1152),
 }
 STAMP = {
     "mahmood-conch": ("conch", 512),
@@ -159,8 +158,8 @@ def test_a_variant_has_its_own_name_and_length(name: str, found: str, output: st
 def test_a_revision_is_part_of_the_name_and_drops_the_pin(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = dataclasses.replace(BACKBONES["uni"], weights_sha256="a" * 64)
     monkeypatch.setitem(BACKBONES, "uni", pinned)
-    row = find_backbone("uni_v1:mean@0f6d29f")
-    assert (row.name, row.revision, row.weights_sha256) == ("uni:mean@0f6d29f", "0f6d29f", "")
+    row = find_backbone("uni_v1:mean@v9")
+    assert (row.name, row.revision, row.weights_sha256) == ("uni:mean@v9", "v9", "")
     assert find_backbone(row.name) == row
     assert find_backbone(f"uni@{pinned.revision}") == pinned
     assert find_backbone("uni@main").weights_sha256 == ""
@@ -173,6 +172,7 @@ def test_a_revision_is_part_of_the_name_and_drops_the_pin(monkeypatch: pytest.Mo
         ("resnet50:cls", "its outputs are layer3"),
         ("uni:", "no output ''"),
         ("uni@", "write a branch, a tag or a commit"),
+        ("uni@0f6d29f", "write all 40 digits"),
         ("colour@main", "no repository of the hub"),
         ("ctranspath@main", "no repository of the hub"),
     ],

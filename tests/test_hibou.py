@@ -84,6 +84,7 @@ def test_weights_as_its_authors_name_them_give_what_its_equations_give(
         weights_sha256="",
         dim=WIDTH,
         n_params=None,
+        arch_kwargs={"hidden_size": WIDTH, "use_swiglu_ffn": True, "num_register_tokens": 4},
     )
     register_backbone(row)
     tiles = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)

@@ -539,7 +539,7 @@ def test_a_mirror_is_looked_at_first_and_never_written_to(
     before = files_below(tmp_path / "mirror")
     assert (weights_folder(ROW), weights_file(ROW)) == (folder, folder / "model.safetensors")
     assert weights_available(ROW)
-    assert resolved_revision(ROW) == "main"
+    assert resolved_revision(ROW) == ""  # nothing notes it
     loaded = load_backbone(NAME, "cpu")
     assert loaded.identity["weights_sha256"] == load_backbone(f"local-dir:{tiny}", "cpu").identity["weights_sha256"]
     assert files_below(tmp_path / "mirror") == before
@@ -589,7 +589,7 @@ def test_what_a_mirror_lacks_comes_from_the_cache(
     assert resolved_revision(ROW) == COMMIT
     shutil.copy(tiny / "model.safetensors", folder)
     assert weights_folder(ROW) == folder
-    assert resolved_revision(ROW) == "main"
+    assert resolved_revision(ROW) == ""  # nothing notes it
 
 
 def test_a_name_never_leads_out_of_a_mirror(

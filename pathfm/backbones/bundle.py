@@ -44,7 +44,7 @@ PACKABLE = re.compile(
     r"config\.json|(LICEN[CS]E|README)(\.(md|txt|rst|pdf))?|[\w.-]+\.(safetensors|bin|pth|pt)", re.IGNORECASE
 )
 _COMMIT, _SHA256 = re.compile("([0-9a-f]{40})?"), re.compile("[0-9a-f]{64}")
-_REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+_REVISION = re.compile(r"(?!main/)\w[\w.-]*(/\w[\w.-]*)*")
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,8 @@ def _listed(bundle: Path, packed: list[Packed]) -> dict[str, PackedFile]:
 
 
 def _require_names(bundle: Path, one: Packed) -> None:
+    if not all(text.isprintable() for text in (one.name, one.licence, one.derivatives)):
+        raise _damaged(bundle, f"names a backbone {one.name!r} under {one.licence!r}, which no terminal should show")
     if not (REPO.fullmatch(one.repo) and _COMMIT.fullmatch(one.commit) and _REVISION.fullmatch(one.revision)):
         raise _damaged(bundle, f"names repository {one.repo!r}, revision {one.revision!r}, commit {one.commit!r}")
     for file in one.files:

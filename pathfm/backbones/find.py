@@ -7,12 +7,13 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pathfm.backbones.row import Backbone, Rgb
 from pathfm.backbones.rows.shared import IMAGENET
 from pathfm.backbones.table import known_backbone, variant_of
-from pathfm.backbones.weights import CONFIG, weights_folder
+from pathfm.backbones.timm_models import arguments_of_config, read_config
+from pathfm.backbones.weights import CONFIG
 from pathfm.errors import BackboneError, InputError
 
 _SOURCES = ("hf-hub:", "local-dir:")
@@ -23,7 +24,7 @@ def find_backbone(name: str) -> Backbone:
     """The row of a name.
 
     A name of the table or of the user's own file, in whatever case, or that of another toolkit; behind it ":cls" for
-    another of its outputs and "@0f6d29f" for another revision of its repository. The row's name is then the same whatever
+    another of its outputs and "@v9" for another revision of its repository. The row's name is then the same whatever
     it was called: "virchow2" for "Virchow2:cls+mean", "midnight-12k:cls" for TRIDENT's "midnight12k".
 
     For a source ("hf-hub:owner/name", "timm/name", "local-dir:/folder") the row is made from the config.json there,
@@ -56,7 +57,7 @@ def _named(name: str) -> Backbone:
         output = theirs if output is None else output
     row = known_backbone(base)
     if output is not None:
-        row = with_output(row, output)
+        row = with_output(row, output.lower())
     return row if revision is None else _at_revision(row, revision)
 
 
@@ -81,6 +82,11 @@ def _at_revision(row: Backbone, revision: str) -> Backbone:
             else f"backbone {row.name} is no repository of the hub, so it has no revisions; leave out @{revision}"
         )
         raise InputError(message)
+    if re.fullmatch("[0-9a-f]{7,39}", revision):
+        message = (
+            f"{row.name}@{revision} looks like a part of a commit, which the hub does not take; write all 40 digits"
+        )
+        raise InputError(message)
     if revision == row.revision:
         return row
     # the pin is that of the row's own revision
@@ -89,21 +95,20 @@ def _at_revision(row: Backbone, revision: str) -> Backbone:
 
 def _row_from_config(row: Backbone) -> Backbone:
     """Fills a row from the timm configuration at its source."""
-    config = _config(row)
+    config = read_config(row)
     inner = config.get("pretrained_cfg", {})  # older files have one level
     if not isinstance(inner, dict):
         raise _odd(row, "pretrained_cfg", inner, "an object")
     facts = {**config, **inner}
-    if not isinstance(config.get("architecture"), str):
-        message = f"{row.source} has a {CONFIG} without 'architecture', so it is no timm model; register a row for it"
-        raise BackboneError(message)
     mean, deviation = (_rgb(row, facts, key, default) for key, default in zip(("mean", "std"), IMAGENET, strict=True))
+    arguments = arguments_of_config(config)
     return replace(
         row,
         arch=config["architecture"],
+        arch_kwargs=arguments,
         output="pooled",
-        resize_px=_width(row, facts.get("input_size", [3, 224, 224])),
-        interpolation="bilinear" if facts.get("interpolation") == "bilinear" else "bicubic",
+        resize_px=_width(row, facts, arguments.get("img_size")),
+        interpolation=_filter(row, facts.get("interpolation", "bicubic")),
         mean_std=(mean, deviation),
         licence=str(facts.get("license") or "unknown"),
     )
@@ -118,22 +123,27 @@ def _rgb(row: Backbone, facts: dict[str, Any], key: str, default: Rgb) -> Rgb:
     return cast("Rgb", tuple(values))
 
 
-def _width(row: Backbone, size: object) -> int:
-    if not isinstance(size, list) or len(size) != 3 or not all(type(value) is int and value > 0 for value in size):
-        raise _odd(row, "input_size", size, "channels, height and width")
-    return cast("int", size[-1])
+def _width(row: Backbone, facts: dict[str, Any], stated: Any) -> int:
+    """Of the input that the network is made for, whatever it was trained on."""
+    trained = _side(row, "input_size", facts.get("input_size", [3, 224, 224]))
+    if stated is None:
+        return trained
+    return _side(row, "img_size", [3, stated, stated] if type(stated) is int else [3, *stated])
+
+
+def _side(row: Backbone, key: str, size: Any) -> int:
+    whole = isinstance(size, list) and len(size) == 3 and all(type(value) is int and value > 0 for value in size)
+    if not whole or size[1] != size[2]:
+        raise _odd(row, key, size, "channels, height and width of a square")
+    return cast("int", size[2])
+
+
+def _filter(row: Backbone, name: object) -> Literal["bicubic", "bilinear"]:
+    if name not in ("bicubic", "bilinear"):
+        raise _odd(row, "interpolation", name, "bicubic or bilinear")
+    return name
 
 
 def _odd(row: Backbone, key: str, value: object, wanted: str) -> BackboneError:
     message = f"{row.source} has a {CONFIG} whose {key!r} is {json.dumps(value)[:80]} and not {wanted}; fetch it again"
     return BackboneError(message)
-
-
-def _config(row: Backbone) -> dict[str, Any]:
-    path = weights_folder(row, config_only=True) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        message = f"{path} is no JSON ({error}); fetch it again"
-        raise BackboneError(message) from error
-    return config if isinstance(config, dict) else {}

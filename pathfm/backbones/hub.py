@@ -124,9 +124,9 @@ def _offline(row: Backbone, name: str) -> str:
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
     beside = f", nor in the mirror {folder}" if (folder := mirror()) else ""
     gate = f" (accept the licence at {row.page} first, and run `hf auth login`)" if row.gated else ""
-    pack = row.name if not row.name.startswith("hf-hub:") else f"hf-hub:{row.repo}"
+    at = f" --revision {row.revision}" if row.revision != "main" else ""
     return (
         f"{name} of {row.repo} ({row.name}) is not in the cache {hub_cache()}{beside} and {why};"
-        f" run `pathfm weights pack {pack} --out bundle`, or `hf download {row.repo}`, where there is network{gate}"
+        f" run `pathfm weights pack {row.name} --out bundle`, or `hf download {row.repo}{at}`, where there is network{gate}"
         " and `pathfm weights unpack bundle` here, or copy that cache, or pass --backbone local-dir:/folder"
     )

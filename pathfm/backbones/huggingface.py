@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from pathfm.backbones.tokens import pool_tokens
-from pathfm.backbones.weights import weights_folder
+from pathfm.backbones.weights import CONFIG, read_tensors, weights_file, weights_folder
 from pathfm.errors import BackboneError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -18,6 +19,30 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pathfm.backbones.row import Backbone
+
+
+# What a configuration says that changes what is computed with the same weights.
+_COMPUTES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "mlp_ratio",
+    "hidden_act",
+    "hidden_activation",
+    "layer_norm_eps",
+    "rms_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_register_tokens",
+    "use_swiglu_ffn",
+    "qkv_bias",
+    "projection_dim",
+    "pooling_kernel_size",
+    "standardize",
+)
 
 
 def build_transformers(row: Backbone) -> nn.Module:
@@ -37,23 +62,49 @@ def build_transformers(row: Backbone) -> nn.Module:
 def load_transformers(row: Backbone) -> nn.Module:
     """The model of a row with its weights, float32.
 
+    Its configuration is the one beside the weights, and has to say what the row says. Every tensor of the model comes
+    from the file that was proven, and that has no others below the model's own parts.
+
     Raises:
         MissingExtraError: transformers is not installed.
         WeightsMissingError: gated, offline or absent weights.
+        WeightsDamagedError: not the weights that the row pins.
         BackboneError: the installed version has no such model.
-        ValueError: the weights lack a part of the model, or one has another shape.
+        ValueError: the weights lack a part of the model, or have more than one; or the configuration is another.
     """
     model_class = _model_class(row)
-    folder = weights_folder(row)
+    config = _config(row, model_class)
+    arguments = dict(row.load_kwargs)
+    state = _renamed(file_tensors(row), arguments.pop("key_mapping", None))
     with _without_reports():
         model, report = model_class.from_pretrained(
-            folder, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **row.load_kwargs
+            None,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **arguments,
         )
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    own = {name.partition(".")[0] for name in model.state_dict()}
+    more = [name for name in report["unexpected_keys"] if str(name).partition(".")[0] in own]
+    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"], *more]))
     if wrong:
-        message = f"the weights lack or misfit {', '.join(wrong[:5])}"
+        message = f"the weights lack, misfit or have too many {', '.join(wrong[:5])}"
         raise ValueError(message)
-    return cast("nn.Module", model.float())  # recent versions keep the type of the file
+    return cast("nn.Module", model.float())
+
+
+def file_tensors(row: Backbone) -> dict[str, Tensor]:
+    """The tensors of a row's file by the names there; of a whole model with other halves also theirs."""
+    read = read_tensors(weights_file(row))
+    return {name: value for name, value in read.items() if isinstance(value, torch.Tensor)}
+
+
+def transformers_architecture(model: nn.Module) -> dict[str, Any]:
+    """What the configuration of a model says of what it computes."""
+    config: Any = cast("Any", model).config
+    return {"arch": type(model).__name__} | {key: getattr(config, key) for key in _COMPUTES if hasattr(config, key)}
 
 
 def transformers_embedding(model: nn.Module, images: Tensor, row: Backbone) -> Tensor:
@@ -92,6 +143,41 @@ def _model_class(row: Backbone) -> Any:
         )
         raise BackboneError(message)
     return found
+
+
+def _config(row: Backbone, model_class: Any) -> Any:
+    """The configuration beside the weights.
+
+    Raises:
+        ValueError: it is no configuration of such a model, or says something else than the row.
+    """
+    from transformers import AutoConfig
+
+    kind = getattr(model_class, "config_class", None)
+    with _without_reports():
+        if kind is None:
+            config = AutoConfig.from_pretrained(weights_folder(row), trust_remote_code=False)
+        else:
+            config = kind.from_pretrained(weights_folder(row))
+    config.quantization_config = None
+    said = {key: getattr(config, key, None) for key in row.arch_kwargs}
+    differing = [f"{key} {said[key]}, its row {value}" for key, value in row.arch_kwargs.items() if said[key] != value]
+    if differing:
+        message = f"its {CONFIG} says {'; '.join(differing[:3])}"
+        raise ValueError(message)
+    return config
+
+
+def _renamed(tensors: dict[str, Tensor], mapping: dict[str, str] | None) -> dict[str, Tensor]:
+    """Tensors by the model's names; with a mapping only those that it is about."""
+    if mapping is None:
+        return tensors
+    return {
+        re.sub(pattern, new, name): tensor
+        for name, tensor in tensors.items()
+        for pattern, new in mapping.items()
+        if re.search(pattern, name)
+    }
 
 
 def _gemma_tokens(network: Any, images: Tensor) -> Tensor:

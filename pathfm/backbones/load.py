@@ -11,11 +11,13 @@ import torch
 
 from pathfm.backbones.engines import Embedder, started
 from pathfm.backbones.find import find_backbone
+from pathfm.backbones.huggingface import file_tensors
 from pathfm.backbones.memory import channels_last_pays, keep_activations_mapped
-from pathfm.backbones.network import build_network, with_model_facts
+from pathfm.backbones.network import architecture_facts, build_network, with_model_facts
 from pathfm.backbones.pending import Pending, sent
+from pathfm.backbones.timm_models import with_architecture
 from pathfm.backbones.transform import to_input, transform_facts
-from pathfm.backbones.weights import read_tensors, resolved_revision, state_sha256, tensors_sha256, weights_file
+from pathfm.backbones.weights import resolved_revision, state_sha256, tensors_sha256
 from pathfm.errors import BackboneError, InputError
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ def load_backbone(
         InputError: no such device, or none for this engine.
     """
     where = resolve_device(device)
-    named = find_backbone(name)
+    named = with_architecture(find_backbone(name))
     model = build_network(named)
     if where.type == "cpu" and any(True for _ in model.parameters()):
         keep_activations_mapped()
@@ -159,8 +161,7 @@ def load_backbone(
     if channels_last_pays(model, where):
         model.to(memory_format=torch.channels_last)
     run, engine_name = started(engine, Embedder(model, row, where, precision))
-    revision = resolved_revision(row) if row.repo else ""
-    return LoadedBackbone(row, model, where, precision, identity, revision, engine_name, run)
+    return LoadedBackbone(row, model, where, precision, identity, resolved_revision(row), engine_name, run)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -192,8 +193,9 @@ def _numbered(device: str, kind: str) -> torch.device:
 def _identity(row: Backbone, model: nn.Module, precision: Precision) -> dict[str, Any]:
     """What decides an embedding. Where weights lay is no part of it, nor under which commit: their digest is."""
     return {
-        "name": row.name,
+        "name": row.name.partition("@")[0] if row.repo else row.name,
         "source": row.name if row.source.startswith("local-dir:") else row.source,
+        "architecture": architecture_facts(row, model),
         "version": str(getattr(model, "VERSION", "")) if row.library == "python" else "",
         "weights_sha256": _weights_sha256(row, model),
         "output": row.output,
@@ -206,6 +208,4 @@ def _identity(row: Backbone, model: nn.Module, precision: Precision) -> dict[str
 
 def _weights_sha256(row: Backbone, model: nn.Module) -> str:
     """The same whatever file the weights came from; transformers renames tensors from version to version, files do not."""
-    if row.library == "transformers":
-        return tensors_sha256(read_tensors(weights_file(row)))
-    return state_sha256(model)
+    return tensors_sha256(file_tensors(row)) if row.library == "transformers" else state_sha256(model)

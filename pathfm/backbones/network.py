@@ -10,21 +10,22 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from pathfm.backbones.huggingface import (
     build_transformers,
     load_transformers,
+    transformers_architecture,
     transformers_embedding,
     transformers_facts,
 )
+from pathfm.backbones.timm_models import build_timm, load_timm, with_architecture
 from pathfm.backbones.tokens import pool_tokens
-from pathfm.backbones.weights import CONFIG, read_tensors, weights_file, weights_folder
-from pathfm.errors import BackboneError
+from pathfm.errors import BackboneError, PathfmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from torch import Tensor, nn
 
     from pathfm.backbones.row import Backbone, Library
 
@@ -36,6 +37,8 @@ _MISFIT_ERRORS = (
     TypeError,
     AttributeError,
     AssertionError,
+    ImportError,
+    OSError,
     UnpicklingError,
     SafetensorError,
 )
@@ -46,12 +49,15 @@ def build_network(row: Backbone) -> nn.Module:
 
     Raises:
         WeightsMissingError: gated, offline or absent weights.
+        WeightsDamagedError: not the weights that the row pins.
         MissingExtraError: it is a transformers model and transformers is not installed.
         BackboneError: the weights do not fit the architecture, its authors' package is not installed, or they publish
             it as code to be run alone.
     """
     try:
-        return _BUILDERS[row.library](row).eval().requires_grad_(requires_grad=False)
+        return _BUILDERS[row.library](with_architecture(row)).eval().requires_grad_(requires_grad=False)
+    except PathfmError:
+        raise  # which is said already
     except _MISFIT_ERRORS as error:
         said = " ".join(str(error).split())[:300]
         message = (
@@ -74,9 +80,7 @@ def build_architecture(row: Backbone) -> nn.Module:
     if row.library == "transformers" and row.arch:
         return build_transformers(row)
     if row.library == "timm" and row.arch:
-        import timm  # takes seconds, and not every backbone is one of timm's
-
-        return _without_the_rest(timm.create_model(row.arch, num_classes=0, **_timm_arguments(row)), row)
+        return build_timm(row)
     message = f"backbone {row.name}: its row names no architecture that could be built without its weights"
     raise BackboneError(message)
 
@@ -108,8 +112,12 @@ def with_model_facts(row: Backbone, model: nn.Module) -> Backbone:
     """Fills `dim`, and holds what the row says against what the model has.
 
     Raises:
-        BackboneError: another dimension or another number of tokens before the patches.
+        BackboneError: another dimension, another number of parameters or of tokens before the patches.
     """
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    if row.n_params is not None and n_params != row.n_params:
+        message = f"backbone {row.name}: the loaded model has {n_params:,} parameters, its row says {row.n_params:,}; correct the row"
+        raise BackboneError(message)
     network: Any = model
     if row.library == "python":
         return replace(row, dim=int(network.dim))
@@ -131,6 +139,21 @@ def with_model_facts(row: Backbone, model: nn.Module) -> Backbone:
     return replace(row, dim=dim)
 
 
+def architecture_facts(row: Backbone, model: nn.Module) -> dict[str, Any]:
+    """What is computed with the weights, as a recipe says it: the same weights in another network give other numbers.
+
+    JSON types; {} where the version of a class or a package says it.
+    """
+    if row.library == "timm":
+        facts: dict[str, Any] = {"arch": row.arch, "swiglu": row.swiglu, **row.arch_kwargs}
+    elif row.library == "transformers":
+        facts = transformers_architecture(model)
+    else:
+        return {}
+    plain: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return plain
+
+
 def python_class(row: Backbone) -> Any:
     """The class that "python:package.module:Class" names."""
     return _imported(row, row.source.removeprefix("python:"))
@@ -144,43 +167,6 @@ def _imported(row: Backbone, place: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         message = f"backbone {row.name} is {place}, which cannot be imported ({error}); correct its row"
         raise BackboneError(message) from error
-
-
-def _build_timm(row: Backbone) -> nn.Module:
-    import timm
-
-    folder = weights_folder(row)
-    if row.weights_file:
-        return _without_the_rest(_built_by_row(row), row)
-    overlay = {} if "img_size" in row.arch_kwargs else _size_overlay(folder)
-    # The class count stays as the weights have it, for timm then loads them strictly; no head is ever used.
-    model: nn.Module = timm.create_model(
-        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **_timm_arguments(row)
-    )
-    return _without_the_rest(model, row)
-
-
-def _built_by_row(row: Backbone) -> nn.Module:
-    """The network of a bare file of weights: the row says what it is, and timm knows its makers' names for the parts."""
-    import timm
-
-    file = weights_file(row)
-    state: Any = read_tensors(file)
-    for key in ("model", "state_dict", "teacher"):  # as trainings save it
-        state = state.get(key, state)
-    state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
-    # timm would resample them to another size of input without a word
-    places = state["pos_embed"].shape[1] if "pos_embed" in state else None
-    # the same class count as of the model, for else timm does not load strictly
-    overlay = {"state_dict": state, "source": "", "num_classes": 0}
-    model: nn.Module = timm.create_model(
-        row.arch, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **_timm_arguments(row)
-    )
-    built: Any = getattr(model, "pos_embed", None)
-    if places is not None and built is not None and built.shape[1] not in (places, places - 1):
-        message = f"{file.name} has position embeddings of {places} places, its row makes {built.shape[1]}"
-        raise ValueError(message)
-    return model
 
 
 def _build_python(row: Backbone) -> nn.Module:
@@ -205,39 +191,9 @@ def _refuse_remote(row: Backbone) -> nn.Module:
 
 
 _BUILDERS: dict[Library, Callable[[Backbone], nn.Module]] = {
-    "timm": _build_timm,
+    "timm": load_timm,
     "python": _build_python,
     "transformers": load_transformers,
     "package": _build_package,
     "remote": _refuse_remote,
 }
-
-
-def _timm_arguments(row: Backbone) -> dict[str, Any]:
-    import timm
-
-    layers: Any = timm.layers
-    return row.arch_kwargs | ({"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU} if row.swiglu else {})
-
-
-def _without_the_rest(model: nn.Module, row: Backbone) -> nn.Module:
-    """Drops the stage and the head of a ResNet that its third stage does not need."""
-    if row.output == "layer3":
-        model.layer4, model.fc = nn.Identity(), nn.Identity()
-    return model
-
-
-def _size_overlay(folder: Path) -> dict[str, Any]:
-    """Makes timm build a model at the input size of its configuration.
-
-    Without it timm resamples the position embeddings of the weights to the architecture's usual size as soon as the
-    configuration does not say that its size is fixed, or at 224 px where it says no size.
-    """
-    import timm
-
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    usual = timm.get_pretrained_cfg(str(config.get("architecture")).partition(".")[0], allow_unregistered=True)
-    if usual is None or not usual.fixed_input_size:
-        return {}
-    says_size = "input_size" in {**config, **config.get("pretrained_cfg", {})}
-    return {"fixed_input_size": True} | ({} if says_size else {"input_size": usual.input_size})

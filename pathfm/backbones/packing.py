@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pathfm.backbones.bundle import MANIFEST, PACKABLE, Member, Packed, PackedFile, manifest_bytes
 from pathfm.backbones.find import find_backbone
-from pathfm.backbones.hub import COMMIT, fetch_if_there, hub_cache
+from pathfm.backbones.hub import fetch_if_there, hub_cache
 from pathfm.backbones.weights import proven_sha256, resolved_revision, weights_file, weights_folder
 from pathfm.errors import BackboneError, InputError
 from pathfm.files import sweep_temporaries, write_atomically, write_blocks_atomically
@@ -38,10 +38,13 @@ def collect(name: str) -> tuple[Packed, dict[str, Path]]:
         message = f"{row.name} cannot be packed: {why}; leave it out"
         raise BackboneError(message)
     folder, weights = weights_folder(row), weights_file(row)
+    if not PACKABLE.fullmatch(weights.name):
+        message = f"{row.name} cannot be packed: a bundle takes .safetensors, .bin, .pth and .pt, not {weights.name}"
+        raise BackboneError(message)
     commit = resolved_revision(row)
     if folder.is_relative_to(hub_cache()):
         for terms in _TERMS:
-            fetch_if_there(row, terms, commit)
+            fetch_if_there(row, terms, commit or row.revision)
     beside = (one for one in folder.iterdir() if one.suffix not in (".safetensors", ".bin", ".pth", ".pt"))
     files = [weights, *sorted(one for one in beside if PACKABLE.fullmatch(one.name) and one.is_file())]
     by_path = {one.relative_to(folder).as_posix(): one for one in files}
@@ -49,7 +52,7 @@ def collect(name: str) -> tuple[Packed, dict[str, Path]]:
         name=row.name,
         repo=row.repo,
         revision=row.revision,
-        commit=commit if COMMIT.fullmatch(commit) else "",
+        commit=commit,
         licence=row.licence,
         derivatives=row.derivatives,
         gated=row.gated,

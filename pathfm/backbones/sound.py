@@ -46,6 +46,8 @@ def _wrong(row: Backbone) -> Iterator[tuple[str, str]]:
         yield "source", _one_of([f"{start}..." for start in _SOURCES[row.library]])
     if row.library == "package" and not _names_a_function(row.build):
         yield "build", "module:function of a module that is installed"
+    if row.weights_file.startswith("/") or ".." in row.weights_file.split("/") or "\\" in row.weights_file:
+        yield "weights_file", "the name of a file beside its config.json"
     if row.precision not in get_args(Precision):
         yield "precision", _one_of(get_args(Precision))
     yield from _wrong_output(row)

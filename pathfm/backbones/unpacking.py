@@ -23,6 +23,7 @@ from pathfm.files import (
     write_blocks_atomically,
     write_text,
 )
+from pathfm.progress import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,9 @@ def unpack_into_mirror(bundle: Path, mirror: Path) -> list[Packed]:
             written.
         DiskFullError: no space; what was finished is kept.
     """
+    if mirror.exists() and mirror.samefile(bundle):
+        message = f"--out {mirror} is the bundle itself; it can be a mirror as it is, or pass another folder"
+        raise InputError(message)
     packed, members = open_bundle(bundle)
     prove(bundle, packed, members)
 
@@ -146,10 +150,13 @@ def _link(name: Path, blob: Path) -> None:
 
 
 def _name_commit(refs: Path, one: Packed) -> None:
-    """Says which commit the branch or tag is; "main" too where nothing says it, for other tools ask for that."""
-    names = [] if COMMIT.fullmatch(one.revision) else [one.revision]
-    if not (refs / "main").is_file():
-        names.append("main")
-    for name in names:
-        if not (refs / name).is_file() or (refs / name).read_text(encoding="utf-8") != one.commit:
+    """Says which commit the branch or tag is, and "main" for other tools ask for that; what is said already stands."""
+    for name in dict.fromkeys(["main"] if COMMIT.fullmatch(one.revision) else [one.revision, "main"]):
+        said = (refs / name).read_text(encoding="utf-8").strip() if (refs / name).is_file() else ""
+        if not said:
             write_text(refs / name, one.commit)
+        elif said != one.commit and name == one.revision:
+            logger.warning(
+                "%s of %s is %s in this cache and stays that; for the bundle's own pass %s@%s",
+                *(name, one.repo, said[:12], one.name.partition("@")[0], one.commit),
+            )

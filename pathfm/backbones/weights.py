@@ -71,18 +71,18 @@ def weights_available(row: Backbone) -> bool:
 
 
 def resolved_revision(row: Backbone) -> str:
-    """The commit of the hub that a row's weights here are from: 40 hex digits; the row's `revision` where not known.
+    """The commit of the hub that a row's weights here are from: 40 hex digits; "" where nothing says so.
 
     A branch such as "main" moves on the hub; this says what it was when the weights came here. Asks nobody.
     """
     if row.repo is None:
-        return row.revision
+        return ""
     if folder := _mirror_folder(row):
         commit = noted_commit(folder, _weights_name(row, folder))
     else:
         folder = _cached_folder(row)
         commit = folder.name if folder else ""
-    return commit if COMMIT.fullmatch(commit) else row.revision
+    return commit if COMMIT.fullmatch(commit) else ""
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
@@ -138,14 +138,18 @@ def _require_pinned(row: Backbone, folder: Path) -> None:
 
 
 def _mirror_folder(row: Backbone, *, config_only: bool = False) -> Path | None:
-    """The folder in the mirror if it has what is needed, and not of another commit than the row pins."""
+    """The folder in the mirror if it has what is needed, and of the commit that is asked for.
+
+    Where nothing notes its commit it serves the rows as they are, and a revision that somebody asks for is not guessed.
+    """
     folder = mirrored(row) if row.repo else None
     if folder is None or not _has_config(row, folder, always=config_only):
         return None
     name = _weights_name(row, folder)
     commit = noted_commit(folder, name or CONFIG)
-    is_another = bool(commit and COMMIT.fullmatch(row.revision) and commit != row.revision)
-    return folder if (name or config_only) and not is_another else None
+    if commit != row.revision and ("@" in row.name or (commit and COMMIT.fullmatch(row.revision))):
+        return None
+    return folder if name or config_only else None
 
 
 def _hub_folder(row: Backbone, *, config_only: bool) -> Path:
@@ -206,8 +210,8 @@ def _weights_name(row: Backbone, folder: Path) -> str:
 
 
 def _needs_config(row: Backbone) -> bool:
-    """Whether a config.json belongs to the weights; not to a bare file of weights that a row names, nor to a package."""
-    return row.library != "package" and not (row.library == "timm" and row.arch and row.weights_file)
+    """Whether a config.json belongs to the weights: where it, and not the row, says how the network is built."""
+    return row.library == "transformers" or (row.library == "timm" and not row.arch)
 
 
 def _has_config(row: Backbone, folder: Path, *, always: bool = False) -> bool:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from pathfm.backbones.row import Backbone, Precision
 
-# Above these a network with random weights is built with two of its layers: 2 GiB hold the others, a minute or two runs
-# them. The work is parameters times pixels of the input: of a ViT-L at 224 px it is 1.5e13.
+# Above these a network with random weights is built with two of its layers; the others take little more than 2 GiB, and a
+# minute or two of one core. The work is parameters times pixels of the input: of a ViT-L at 224 px it is 1.5e13.
 _MOST_PARAMETERS = 400_000_000
 _MOST_WORK = 2e13
 _FEW_LAYERS = 2

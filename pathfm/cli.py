@@ -93,7 +93,6 @@ def command_parser(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     # No option names a class, and jsonargparse would import the module of one before it refuses it.
     set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["*"])
-    _read_no_aliases()
     parser = ArgumentParser(
         prog=f"pathfm {command}",
         description=f"{summary[0].upper()}{summary[1:]}.",
@@ -102,25 +101,48 @@ def command_parser(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:
     )
     parser.add_argument("--config", action="config", help="a YAML file with these options as keys")
     parser.add_function_arguments(function, sub_configs=True)
+    _read_yaml_for(parser)
     return parser, function
 
 
-@functools.cache
-def _read_no_aliases() -> None:
-    """Has the parser refuse YAML aliases: a few of them stand for more values than fit into memory."""
+def _read_yaml_for(parser: ArgumentParser) -> None:
+    """Has the parser refuse YAML aliases: a few of them stand for more values than fit into memory.
+
+    It takes a value alone for a list of one where an option is a list, as files that were written before it was one.
+    """
     import yaml
-    from jsonargparse import get_loader, set_loader
+    from jsonargparse import set_loader
 
-    load = get_loader("yaml")
+    load, lists = _plain_loader(), {name.removeprefix("--") for name in _list_options(parser)}
 
-    def without_aliases(text: str) -> Any:
+    def read(text: str) -> Any:
         alias = next((token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)), None)
         if alias is not None:
             message = "an alias (*) is not read here, write out what it stands for"
             raise yaml.YAMLError(message)
-        return load(text)
+        found = load(text)
+        return _with_lists(found, lists) if isinstance(found, dict) else found
 
-    set_loader("yaml", without_aliases, (yaml.YAMLError,))
+    set_loader("yaml", read, (yaml.YAMLError,))
+
+
+@functools.cache
+def _plain_loader() -> Callable[[str], Any]:
+    """The parser's own loader, which is asked for before another takes its place."""
+    from jsonargparse import get_loader
+
+    loader: Callable[[str], Any] = get_loader("yaml")
+    return loader
+
+
+def _with_lists(found: dict[str, Any], lists: set[str]) -> dict[str, Any]:
+    """The keys and values of a config, each value alone in a list where the option is one."""
+    names = found.get("backbone")
+    if isinstance(names, list) and "backbone" not in lists:
+        message = f'--config has backbone as a list; write it as one text, backbone: "{",".join(map(str, names))}"'
+        raise InputError(message)
+    alone = {key for key in lists & found.keys() if isinstance(found[key], str | int | float)}
+    return {key: [value] if key in alone else value for key, value in found.items()}
 
 
 def _dispatch(words: list[str]) -> int:
@@ -245,27 +267,35 @@ def _list_options(parser: ArgumentParser) -> frozenset[str]:
 
 
 def _gather_lists(words: list[str], list_options: frozenset[str]) -> list[str]:
-    """Turns `--slides a b` into `--slides ["a","b"]`, the only form that jsonargparse takes."""
+    """Turns `--slides a b`, or `--slides a --slides b`, into `--slides ["a","b"]`, the only form that jsonargparse takes."""
     gathered: list[str] = []
+    listed: dict[str, list[Any]] = {}
     while words:
         word, *words = words
         name, _, value = word.partition("=")
         if value and name in list_options:
             word, words = name, [value, *words]
-        gathered.append(word)
-        if word in list_options:
-            count = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
-            values, words = words[:count], words[count:]
-            gathered += values if _is_list(values) else [json.dumps(values)]
+        if word not in list_options:
+            gathered.append(word)
+            continue
+        count = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
+        values, words = words[:count], words[count:]
+        if word in listed and values:  # the last would count alone: it takes those before it along
+            at = gathered.index(word)
+            del gathered[at : at + 2]
+        if values:
+            listed[word] = listed.get(word, []) + _listed(values)
+        gathered += [word, json.dumps(listed[word])] if values else [word]
     return gathered
 
 
-def _is_list(values: list[str]) -> bool:
-    """Whether they are already in the parser's own form, and not a file whose name starts with a bracket."""
+def _listed(values: list[str]) -> list[Any]:
+    """The values, also where they are in the parser's own form already; a name may start with a bracket all the same."""
     try:
-        return not values or isinstance(json.loads(" ".join(values)), list)
+        found = json.loads(" ".join(values))
     except ValueError:
-        return False
+        return values
+    return found if isinstance(found, list) else values
 
 
 def _one_line(text: str, known: list[str], command: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pathfm.errors import CohortError, LeakageError, UnknownNameError
+from pathfm.tables import known_text
 
 if TYPE_CHECKING:
     from pathfm.privacy import Pseudonyms
@@ -28,7 +29,6 @@ IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp"])
 _FILE_SUFFIXES = SLIDE_SUFFIXES | IMAGE_SUFFIXES | {".h5", ".pt"}
 PSEUDONYMOUS = Path("the cohort table")
 """The `source` of a cohort whose ids are pseudonyms: its file may be called after somebody."""
-_MISSING = ("na", "n/a", "nan", "null")
 _SPLITS = ("train", "val", "test")
 
 
@@ -39,9 +39,9 @@ class Cohort:
     Attributes:
         source: the file it was read from, for messages and reports; no name of a file where ids are pseudonyms.
         table: columns `slide_id` and `patient_id` (text, never empty; pseudonyms where these are asked for), `path`
-            (absolute `Path` or None), `site` (text, "" unknown), `mpp` (float, NaN not stated), `split` ("train", "val",
-            "test" or ""), then every other column of the file as text ("" where empty). Optional columns that the file
-            lacks are present and empty.
+            (absolute `Path` or None), `site` (text, "" where empty, or NA, N/A, NaN or null), `mpp` (float, NaN not
+            stated), `split` ("train", "val", "test" or ""), then every other column of the file as text ("" where
+            empty). Optional columns that the file lacks are present and empty.
         stated: the names of the columns that the file has.
         original_ids: the slide_ids as the file has them, in its order, where those of the table are pseudonyms; () else.
     """
@@ -63,8 +63,7 @@ class Cohort:
             raise UnknownNameError(
                 "label column", label, known, f"{self.source} has these columns; pass --label one of them"
             )
-        values = self.table.set_index("slide_id")[label].map(_plain_number)
-        values = values.mask(values.str.lower().isin(_MISSING), "")
+        values = known_text(self.table.set_index("slide_id")[label].map(_plain_number))
         if not (values != "").any():
             message = f"{self.source}: column {label!r} is empty in every row; fill it, or pass another --label"
             raise CohortError(message)
@@ -91,7 +90,8 @@ def read_cohort(path: Path, names: Pseudonyms | None = None) -> Cohort:
             `original_ids`.
 
     Raises:
-        CohortError: unreadable, a column missing, empty or duplicated ids, an mpp that is no number; rows are named.
+        CohortError: unreadable, a column missing, empty or duplicated ids (of a patient also NA, N/A, NaN or null), an
+            mpp that is no number; rows are named.
         LeakageError: a patient stands in two splits.
     """
     path, shown = (path, path) if names is None else (path.absolute(), PSEUDONYMOUS)
@@ -110,7 +110,7 @@ def read_cohort(path: Path, names: Pseudonyms | None = None) -> Cohort:
             table[column] = ""
     table["path"] = pd.Series([_resolve(path, text) for text in table["path"]], index=table.index, dtype=object)
     table["mpp"] = _numbers(shown, table, "mpp")
-    table["site"] = table["site"].str.strip()
+    table["site"] = known_text(table["site"])
     table["split"] = table["split"].str.strip().str.lower()
     cohort = Cohort(shown, table, stated, original_ids)
     _require_split(cohort)
@@ -175,6 +175,7 @@ def _require_columns(path: Path, table: pd.DataFrame) -> None:
 
 
 def _require_filled(path: Path, table: pd.DataFrame) -> None:
+    table["patient_id"] = known_text(table["patient_id"])
     for column in ("slide_id", "patient_id"):
         table[column] = table[column].str.strip()
         empty = table.index[table[column] == ""]

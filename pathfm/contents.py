@@ -12,7 +12,7 @@ import numpy as np
 from pathfm.errors import EmbeddingsDamagedError
 from pathfm.files import canonical_json, sha256_text
 from pathfm.guarded import damaged
-from pathfm.licences import Licence, licences_in_recipe, licences_of
+from pathfm.licences import Licence, licences_in_recipe, licences_of, unknown_licences
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def embeddings_of(path: Path, attributes: dict[str, Any], data: dict[str, NDArra
     if data["coords"].shape != (n, 2) or data["failed"].shape != (attributes["n_failed"], 2):
         raise damaged(path, "features, coords and failed do not fit each other")
     _require_sane(path, attributes, data["coords"])
+    recipe = json.loads(attributes["recipe"])
     return Embeddings(
         slide_id=str(attributes["slide_id"]),
         slide_digest=_slide_digest(attributes),
@@ -148,13 +149,13 @@ def embeddings_of(path: Path, attributes: dict[str, Any], data: dict[str, NDArra
         mpp_source=str(attributes["mpp_source"]),
         tile_extent_px0=float(attributes["tile_extent_px0"]),
         tissue_sha256=str(attributes["tissue_sha256"]),
-        recipe=json.loads(attributes["recipe"]),
+        recipe=recipe,
         versions=json.loads(attributes["versions"]),
         features=data["features"],
         coords=data["coords"],
         failed=data["failed"],
         mean_rgb=np.asarray(attributes["mean_rgb"], dtype=np.float32),
-        licences=_licences(path, attributes),
+        licences=_licences(path, attributes, recipe),
     )
 
 
@@ -201,15 +202,15 @@ def _slide_digest(attributes: dict[str, Any]) -> str:
     return str(attributes["slide_digest"])
 
 
-def _licences(path: Path, attributes: dict[str, Any]) -> tuple[Licence, ...]:
-    """Versions 1 and 2 had the licence as a key of the recipe."""
+def _licences(path: Path, attributes: dict[str, Any], recipe: dict[str, Any]) -> tuple[Licence, ...]:
+    """Versions 1 and 2 had the licence as a key of the recipe; in a later one that key says nothing."""
     if attributes["format_version"] < 3:
         return ()
     text = attributes["licences"]
     if not isinstance(text, str) or len(text) > _MOST_LICENCE_CHARACTERS:
         raise damaged(path, f"has licences that are no text of up to {_MOST_LICENCE_CHARACTERS} characters")
     try:
-        return licences_of(json.loads(text))
+        return licences_of(json.loads(text)) or unknown_licences(recipe)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"has licences that cannot be ({error})") from error
 
@@ -222,6 +223,8 @@ def _require_sane(path: Path, attributes: dict[str, Any], coords: NDArray[np.int
     parts = [recipe.get("backbone"), recipe.get("tiles"), json.loads(attributes["versions"])]
     if not all(isinstance(part, dict) for part in parts) or not isinstance(recipe["backbone"].get("name"), str):
         raise damaged(path, "has a recipe without backbone and tiles")
+    if "joined" in recipe:
+        raise damaged(path, "has the recipe of several backbones, but a file is of one")
     size = (int(attributes["slide_width_px0"]), int(attributes["slide_height_px0"]))
     known = size != (0, 0)
     if np.shape(attributes["mean_rgb"]) != (3,) or not 0 < float(attributes["mpp"]) < np.inf:

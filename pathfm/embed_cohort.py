@@ -20,7 +20,7 @@ from pathfm.errors import EmbeddingsBusyError, EmbeddingsError, SlideError
 from pathfm.failures import Failure
 from pathfm.files import is_disk_full
 from pathfm.progress import logger, progress
-from pathfm.stale import set_aside_if_withdrawn
+from pathfm.stale import SlideNow, set_aside_if_withdrawn
 from pathfm.work import backbones_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pathfm.embed import SlideUnderway
     from pathfm.sources import SlideSource
-    from pathfm.work import Extracted, ExtractWork
+    from pathfm.work import BackboneWork, Extracted, ExtractWork
 
 T = TypeVar("T")
 
@@ -179,8 +179,9 @@ class _Run:
             return
         except SlideError as error:
             self._fail(source, error)
-            for path in paths:
-                set_aside_if_withdrawn(source, self._work.reading, path, error)
+            for part, path in zip(self._work.parts, paths, strict=True):
+                if error.reason != "corrupt tile" or not self._still_holds(source, part, path):
+                    set_aside_if_withdrawn(source, self._work.reading, path, error)
         except (EmbeddingsError, OSError) as error:  # of this slide's own files in the cache: the next may be well
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
@@ -188,6 +189,13 @@ class _Run:
             message = f"{names} or its journal cannot be read or written ({error}); check what lies there, and its permissions"
             self._fail(source, SlideError(source.path, "embeddings", message))
         self.tell_failures()
+
+    def _still_holds(self, source: SlideSource, part: BackboneWork, path: Path) -> bool:
+        """Whether the file of a backbone was whole already, so that no tile was read for it; not because of its tiles."""
+        try:
+            return SlideNow(source, self._work.reading).why_stale(part.recipe, path) is None
+        except SlideError:
+            return True  # it may be back tomorrow
 
     def _fail(self, source: SlideSource, error: SlideError) -> None:
         logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)

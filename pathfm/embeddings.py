@@ -196,12 +196,17 @@ def recipe_differences(found: dict[str, Any], wanted: dict[str, Any], prefix: st
         a, b = found.get(key, "absent"), wanted.get(key, "absent")
         if isinstance(a, dict) and isinstance(b, dict):
             lines += recipe_differences(a, b, f"{prefix}{key}.")
-        elif key == "joined" and isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        elif key == "joined" and _are_recipes(a) and _are_recipes(b) and len(a) == len(b):
             for index, pair in enumerate(zip(a, b, strict=True)):
                 lines += recipe_differences(*pair, f"{prefix}{key}.{index}.")
         elif a != b and not (key == "licence" and prefix.endswith("backbone.")):
             lines.append(f"{prefix}{key} is {a}, wanted {b}")
     return lines
+
+
+def _are_recipes(joined: Any) -> bool:
+    """One that comes from elsewhere may hold anything."""
+    return isinstance(joined, list) and all(isinstance(one, dict) for one in joined)
 
 
 def _checked(blocks: Iterable[NDArray[np.float16]], shape: tuple[int, int]) -> Iterator[memoryview]:

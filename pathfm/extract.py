@@ -130,7 +130,7 @@ def extract_like(
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: as in `extract`.
         backbone: where the backbone lies here, for a recipe made with a model from a folder (local-dir:/folder); for
-            joined ones all of them in their order, as uni,local-dir:/folder.
+            joined ones all of them, in any order, as uni,local-dir:/folder.
         names: gives pseudonyms in place of the ids.
         limits: what a process that reads may take.
         allow_upsampling: also slides that are more than 10 % coarser than the recipe's tiles.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pathfm.embeddings import recipe_sha256
 from pathfm.errors import InputError, ModelError, SlideError, SlidesFailedError
 from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomically, write_text
 from pathfm.isolation import Limits, isolated
@@ -26,6 +27,8 @@ from pathfm.tables import read_table
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from pathfm.embeddings import Embeddings
@@ -116,7 +119,7 @@ def heatmap(
     with private_run(pseudonymise, out, embeddings, [model, final_model], slides=slides) as names:
         choices = _fold_choices(model)
         other = _whole_model(final_model or model) if final_model or not choices else None
-        files = slides_of(find_caches(embeddings, _recipe(choices, other)))
+        files = _files_by_recipe(embeddings, [*choices.values(), other])
         drawn_before = _read_rows(out / HEATMAPS_CSV)
         sources = find_slides(slides, names=names)
         rows: list[HeatmapRow] = []
@@ -125,7 +128,7 @@ def heatmap(
             for source in progress(sources, "heatmap"):
                 choice = choices.get(source.slide_id, other)
                 try:
-                    its_files = files.get(source.slide_id)
+                    its_files = files[_key(choice)].get(source.slide_id)
                     rows.append(_one_slide(source, its_files, choice, out, top_tiles, drawn_before, limits))
                 except SlideError as error:
                     failed += 1
@@ -207,9 +210,18 @@ def _require_unseen(fold: Path, model: Model, patient_id: str, slide_id: str) ->
         raise ModelError(message)
 
 
-def _recipe(choices: dict[str, _Choice], other: _Choice | None) -> dict[str, Any] | None:
-    """What the models read; each slide's own model is held against its files again."""
-    return next((choice.model.recipe for choice in (*choices.values(), other) if choice is not None), None)
+def _files_by_recipe(embeddings: list[Path], choices: Sequence[_Choice | None]) -> dict[str, dict[str, Files | None]]:
+    """The files of each slide in the order of each model's recipe, by its digest; by "" for slides without a model.
+
+    Each slide's own model is held against its files again.
+    """
+    recipes = {_key(choice): choice.model.recipe for choice in choices if choice is not None}
+    files = {key: slides_of(find_caches(embeddings, recipe)) for key, recipe in recipes.items()}
+    return files | {"": next(iter(files.values()), {})}
+
+
+def _key(choice: _Choice | None) -> str:
+    return "" if choice is None else recipe_sha256(choice.model.recipe)
 
 
 def _whole_model(folder: Path) -> _Choice:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 import h5py
 import numpy as np
 
-from pathfm.backbones import BACKBONES
 from pathfm.embeddings import Embeddings
 from pathfm.errors import InputError, MppError
 from pathfm.layouts.foreign import refused
-from pathfm.layouts.names import our_name
+from pathfm.layouts.names import base_name, family_of, known_row, our_name
 from pathfm.licences import Licence
 from pathfm.progress import logger
 from pathfm.recipe import RECIPE_FORMAT
@@ -147,22 +146,22 @@ def imported_embeddings(
 
 
 def licence_of(backbone: str) -> Licence:
-    """The licence of a backbone, also of a variant such as virchow2-cls; "unknown" where pathfm has no row for it."""
-    row = BACKBONES.get(_family(backbone))
+    """The licence of a backbone by any name, also of a variant such as virchow2-cls; "unknown" where pathfm has no row."""
+    row = family_of(backbone)
     return Licence(backbone) if row is None else replace(row.terms, backbone=backbone)
 
 
-def _family(backbone: str) -> str:
-    """The row that a name is, or is a variant of: weights under one licence."""
-    rows = [row for row in BACKBONES if backbone == row or backbone.startswith(f"{row}-")]
-    return max(rows, key=len, default=backbone)
+def _weights(backbone: str) -> str:
+    """The same for names of the same weights, which are under one licence."""
+    row = family_of(backbone)
+    return backbone if row is None else base_name(row.name)
 
 
 def _backbone(path: Path, foreign: ForeignSlide, stated: str | None) -> str | None:
     """The name that counts: the user's, if the file does not speak of other weights."""
     said = our_name(foreign.encoder) if foreign.encoder is not None else None
     ours = our_name(stated) if stated is not None else None
-    if ours is not None and said is not None and _family(ours) != _family(said):
+    if ours is not None and said is not None and _weights(ours) != _weights(said):
         raise refused(
             path, f"was made with {foreign.encoder}, but --backbone says {stated}; pass the right one, or leave it out"
         )
@@ -173,14 +172,14 @@ def _backbone(path: Path, foreign: ForeignSlide, stated: str | None) -> str | No
 
 def _of_width(path: Path, features: NDArray[np.float16], backbone: str, dim: int | None) -> NDArray[np.float16]:
     """Features as wide as the backbone's row and the other files say; an empty file may not say its width."""
-    row = BACKBONES.get(backbone)
+    row = known_row(backbone)
     expected = row.dim if row is not None and row.dim else dim
     if features.shape == (0, 0) and expected:
         return np.empty((0, expected), dtype=np.float16)
     if row is not None and row.dim and features.shape[1] != row.dim:
         message = (
             f"has {features.shape[1]} numbers a tile, {backbone} ({row.output}) gives {row.dim}, so it is another output of"
-            f" it; pass --backbone {backbone}-VARIANT, in a word of your own such as {backbone}-cls"
+            f" it; pass --backbone {base_name(backbone)}-VARIANT, in a word of your own such as {base_name(backbone)}-cls"
         )
         raise refused(path, message)
     if expected and features.shape[1] != expected:

@@ -72,7 +72,7 @@ def find_caches(folders: Sequence[Path], like: dict[str, Any] | None = None) -> 
     wanted = parts_of(like) if like is not None else []
     if len(caches) == 1 and len(wanted) <= 1:  # nothing to put in order; each file is proven where it is read
         return caches
-    recipes = [read_embeddings(next(iter(cache.files.values())), "shape").recipe for cache in caches]
+    recipes = [read_embeddings(next(iter(cache.files.values()))).recipe for cache in caches]
     _require_joinable(caches, recipes)
     return _in_order_of(wanted, caches, recipes) if wanted else caches
 
@@ -132,19 +132,31 @@ def read_parts(files: Files, check: Literal["shape", "digests"] = "digests") -> 
             names = ",".join(_name(one.recipe) for one in parts)
             message = (
                 f"slide {parts[0].slide_id}: {files[0].parent} and {file.parent} cannot be joined, {differing};"
-                f" extract all with one command, --backbone {names}"
+                f" {_first_delete((files[0], file), (parts[0], part))}extract all with one command, --backbone {names}"
             )
             raise EmbeddingsStaleError(file, message)
     return parts
 
 
+def _first_delete(files: Files, parts: tuple[Embeddings, Embeddings]) -> str:
+    """Where other tiles failed, for a file with failed tiles is whole, and extract leaves it alone."""
+    n_failed = [len(part.failed) for part in parts]
+    if np.array_equal(parts[0].failed, parts[1].failed):
+        return ""
+    which = " and ".join(str(file) for file, count in zip(files, n_failed, strict=True) if count == max(n_failed))
+    return f"delete {which}, then "
+
+
 def facts_of(parts: Sequence[Embeddings]) -> Embeddings:
     """All that is known of the files of one slide but their features, of which it has none: float16 (0, dim).
 
-    What they do not share, as the mean colour and versions that differ, is that of the first.
+    What they do not share, as the mean colour and versions that differ, is that of the first; digest and size of the
+    slide that of the first that knows them.
     """
     return replace(
         parts[0],
+        slide_digest=next((one.slide_digest for one in parts if one.slide_digest), ""),
+        slide_size_px0=next((one.slide_size_px0 for one in parts if one.slide_size_px0 != (0, 0)), (0, 0)),
         recipe=joined_recipe([one.recipe for one in parts]),
         versions={name: version for one in reversed(parts) for name, version in one.versions.items()},
         features=np.empty((0, sum(one.features.shape[1] for one in parts)), np.float16),
@@ -215,7 +227,7 @@ def _differences(first: Embeddings, other: Embeddings) -> Iterator[str]:
     """What keeps two files from being of the same tiles of the same slide, the most telling first."""
     if first.slide_id != other.slide_id:
         yield f"the second file is of slide {other.slide_id}"
-    if first.slide_digest != other.slide_digest or first.slide_size_px0 != other.slide_size_px0:
+    if _are_of_other_files(first, other):
         yield f"they were made from different files ({first.slide_digest[:15]} and {other.slide_digest[:15]})"
     if first.mpp != other.mpp or first.tile_extent_px0 != other.tile_extent_px0:
         yield f"their scales differ ({first.mpp:g} and {other.mpp:g} microns per pixel)"
@@ -223,3 +235,10 @@ def _differences(first: Embeddings, other: Embeddings) -> Iterator[str]:
         yield f"other tiles failed ({len(first.failed)} and {len(other.failed)})"
     if not np.array_equal(first.coords, other.coords):
         yield f"their tiles differ ({len(first.coords)} and {len(other.coords)})"
+
+
+def _are_of_other_files(first: Embeddings, other: Embeddings) -> bool:
+    """By their digests, where both are known and of one kind, and by their sizes, where both are known."""
+    kinds = {one.slide_digest.partition(":")[0] for one in (first, other)}
+    sizes = {first.slide_size_px0, other.slide_size_px0} - {(0, 0)}
+    return len(sizes) > 1 or ("" not in kinds and len(kinds) == 1 and first.slide_digest != other.slide_digest)

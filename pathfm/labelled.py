@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from pathfm.embeddings import Embeddings, require_one_recipe
-from pathfm.errors import CohortError, EmbeddingsStaleError, LeakageError
-from pathfm.joined import Cache, Files, find_caches, joined_recipe, read_parts
+from pathfm.errors import CohortError, EmbeddingsStaleError, LeakageError, LicenceError
+from pathfm.joined import Cache, Files, facts_of, find_caches, joined_recipe, read_parts
+from pathfm.licences import MOST_LICENCES
 from pathfm.progress import logger, progress
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def labelled_slides(
         EmbeddingsError: damaged files, several recipes, a file that holds another slide than its name says, or caches
             that are not of the same tiles.
         LeakageError: one scan stands under two patients.
+        LicenceError: a model is to be made of files that state more licences than one can pass on.
     """
     labels = cohort.labels(label)
     caches = find_caches(folders, like)
@@ -113,6 +115,8 @@ def labelled_slides(
         left_out=_left_out(labels, table),
     )
     _require_something(cohort, slides)
+    if like is None:  # a model is made of them
+        _require_few_licences(slides.licences, folders)
     _require_one_patient_a_scan(cohort, table)
     return slides
 
@@ -201,7 +205,7 @@ def _describe(table: pd.DataFrame, opened: dict[str, list[Embeddings]], classes:
         NO_EMBEDDINGS if slide_id not in opened else NO_TISSUE if n == 0 else ""
         for slide_id, n in zip(table["slide_id"], tiles, strict=True)
     ]
-    digests = [opened[slide_id][0].slide_digest if slide_id in opened else "" for slide_id in table["slide_id"]]
+    digests = [facts_of(opened[name]).slide_digest if name in opened else "" for name in table["slide_id"]]
     targets = table["label"].map({name: index for index, name in enumerate(classes)}).astype(int)
     return table.assign(target=targets, n_tiles=tiles, slide_digest=digests, reason=reasons)
 
@@ -219,6 +223,16 @@ def _require_something(cohort: Cohort, slides: LabelledSlides) -> None:
             " run pathfm extract, and see its failures.csv"
         )
         raise CohortError(message)
+
+
+def _require_few_licences(licences: Sequence[Licence], folders: Sequence[Path]) -> None:
+    """A model with more could not be read, which has to show before it is trained."""
+    if len(licences) > MOST_LICENCES:
+        message = (
+            f"the files in {' and '.join(map(str, folders))} state {len(licences)} different licences, and a model passes on"
+            f" {MOST_LICENCES} at most; extract or import them again with one version of pathfm"
+        )
+        raise LicenceError(message)
 
 
 def _require_one_patient_a_scan(cohort: Cohort, table: pd.DataFrame) -> None:

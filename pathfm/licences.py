@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 
-_MOST_LICENCES = 64  # more than any head reads caches
+MOST_LICENCES = 64
+"""In a file or a model: more than any head reads caches."""
+
 _MOST_CHARACTERS = 1000
 # SPDX ids that allow commercial use and derivatives, and ask for no more than credit.
 _PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc"})
@@ -72,8 +74,8 @@ def licences_of(listed: Any) -> tuple[Licence, ...]:
     Raises:
         ValueError: it is no list of such, has too many, or a text that no `Licence` has.
     """
-    if not isinstance(listed, list) or len(listed) > _MOST_LICENCES:
-        message = f"it is no list of up to {_MOST_LICENCES} licences"
+    if not isinstance(listed, list) or len(listed) > MOST_LICENCES:
+        message = f"it is no list of up to {MOST_LICENCES} licences"
         raise ValueError(message)
     licences = tuple(Licence.of_facts(one) for one in listed if isinstance(one, dict))
     if [one.facts() for one in licences] != listed:  # what of_facts had to mend was not written by us
@@ -85,9 +87,15 @@ def licences_of(listed: Any) -> tuple[Licence, ...]:
 def licences_in_recipe(recipe: Mapping[str, Any]) -> tuple[Licence, ...]:
     """What a recipe itself says of the licence of its backbones: only those of older files do, else it is unknown."""
     joined = recipe.get("joined")
-    backbones = [part.get("backbone") for part in (joined if isinstance(joined, list) and joined else [recipe])]
+    parts = joined if isinstance(joined, list) and joined else [recipe]
+    backbones = [part.get("backbone") if isinstance(part, dict) else None for part in parts]
     facts = [one if isinstance(one, dict) else {} for one in backbones]
     return tuple(Licence.of_facts({"backbone": one.get("name"), "licence": one.get("licence")}) for one in facts)
+
+
+def unknown_licences(recipe: Mapping[str, Any]) -> tuple[Licence, ...]:
+    """Those of the backbones of a recipe where nobody states one."""
+    return tuple(Licence(one.backbone) for one in licences_in_recipe(recipe))
 
 
 def restricted(licences: Iterable[Licence]) -> tuple[Licence, ...]:

@@ -142,7 +142,7 @@ def paired_auroc_difference(first: Scored, second: Scored, seed: int = 0) -> Fig
         _aurocs(first.labels, first.probabilities, weights) - _aurocs(second.labels, second.probabilities, weights)
         for weights in resamples(first, seed)
     ]
-    return _figure(value, np.concatenate(draws))
+    return figure_of(value, np.concatenate(draws))
 
 
 def resamples(scored: Scored, seed: int) -> Iterator[Floats]:
@@ -156,6 +156,20 @@ def resamples(scored: Scored, seed: int) -> Iterator[Floats]:
     for start in range(0, RESAMPLES, rows):
         uniform = generator.random((min(rows, RESAMPLES - start), len(scored.strata)))
         yield _patient_counts(uniform, scored.strata)[:, scored.patients]
+
+
+def figure_of(value: float, draws: Floats) -> Figure:
+    """A value with the 2.5 and 97.5 percentiles of its resamples, float64 (b,); those that are not finite do not count."""
+    draws = draws[np.isfinite(draws)]
+    if not np.isfinite(value) or not len(draws):
+        return UNKNOWN
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Figure(value=float(value), low=float(low), high=float(high))
+
+
+def ratio(a: Floats, b: Floats) -> Floats:
+    """Divides a by b, float64; NaN where b is 0."""
+    return np.asarray(np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0))
 
 
 def _block(scored: Scored, classes: Sequence[str], seed: int) -> dict[str, Any]:
@@ -172,17 +186,9 @@ def _figures(scored: Scored, seed: int) -> dict[str, Figure]:
         for name, metric in _METRICS.items():
             draws[name].append(metric(scored.labels, scored.probabilities, weights))
     return {
-        name: _figure(float(metric(scored.labels, scored.probabilities, everyone)[0]), np.concatenate(draws[name]))
+        name: figure_of(float(metric(scored.labels, scored.probabilities, everyone)[0]), np.concatenate(draws[name]))
         for name, metric in _METRICS.items()
     }
-
-
-def _figure(value: float, draws: Floats) -> Figure:
-    draws = draws[np.isfinite(draws)]
-    if not np.isfinite(value) or not len(draws):
-        return UNKNOWN
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Figure(value=float(value), low=float(low), high=float(high))
 
 
 def _patient_counts(uniform: Floats, strata: Integers) -> Floats:
@@ -212,7 +218,7 @@ def _binary_aurocs(positive: Booleans, score: Floats, weights: Floats) -> Floats
     ups = np.add.reduceat(weights * positive, starts, axis=1)
     downs = np.add.reduceat(weights * ~positive, starts, axis=1)
     in_order = (ups * (np.cumsum(downs, axis=1) - downs / 2)).sum(axis=1)
-    return _ratio(in_order, ups.sum(axis=1) * downs.sum(axis=1))
+    return ratio(in_order, ups.sum(axis=1) * downs.sum(axis=1))
 
 
 def _confusion(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
@@ -224,23 +230,19 @@ def _confusion(labels: Integers, probabilities: Floats, weights: Floats) -> Floa
 
 def _balanced_accuracies(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
     confusion = _confusion(labels, probabilities, weights)
-    recall = _ratio(np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=2))
+    recall = ratio(np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=2))
     return np.asarray(recall.mean(axis=1), dtype=np.float64)
 
 
 def _f1s(labels: Integers, probabilities: Floats, weights: Floats) -> Floats:
     confusion = _confusion(labels, probabilities, weights)
     true = confusion.sum(axis=2)
-    each = _ratio(2 * np.diagonal(confusion, axis1=1, axis2=2), true + confusion.sum(axis=1))
+    each = ratio(2 * np.diagonal(confusion, axis1=1, axis2=2), true + confusion.sum(axis=1))
     each[true == 0] = np.nan
     return np.asarray(each[:, 1] if each.shape[1] == 2 else each.mean(axis=1), dtype=np.float64)
 
 
 _METRICS = {"auroc": _aurocs, "balanced_accuracy": _balanced_accuracies, "f1": _f1s}
-
-
-def _ratio(a: Floats, b: Floats) -> Floats:
-    return np.asarray(np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0))
 
 
 def _probabilities(rows: pd.DataFrame, classes: Sequence[str]) -> Floats:

@@ -14,7 +14,7 @@ from pathfm.embeddings import recipe_sha256
 from pathfm.errors import InputError, ModelError, UnknownNameError
 from pathfm.files import write_atomically, write_json
 from pathfm.heads import Head, build_head
-from pathfm.licences import Licence, licences_in_recipe, licences_of
+from pathfm.licences import Licence, licences_in_recipe, licences_of, unknown_licences
 from pathfm.tables import first_line, read_document
 from pathfm.version import __version__
 
@@ -159,7 +159,7 @@ def _licences(path: Path, described: dict[str, Any]) -> tuple[Licence, ...]:
     if key == "licence":
         return (Licence.of_facts(described[key]),)
     try:
-        return licences_of(described[key]) or licences_in_recipe(described["recipe"])
+        return licences_of(described[key]) or unknown_licences(described["recipe"])
     except ValueError as error:
         raise _damaged(path, f"key 'licences' cannot be read ({first_line(error)})") from error
 

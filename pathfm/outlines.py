@@ -76,10 +76,7 @@ def tissue_from_geojson(path: Path, slide: Slide, spec: TissueSpec) -> TissueMas
     for excluded, rings in areas:
         _fill(cut if excluded else tissue, [ring * (slide.mpp / spec.mpp) for ring in rings])
     if any(not excluded for excluded, _ in areas) and not tissue.any():
-        w, h = slide.size_px0
-        _refuse(
-            path, slide, f"has no area inside the slide, which is {w} x {h} pixels; export in full-resolution pixels"
-        )
+        _refuse_outside(path, slide)
     return TissueMask(tissue & ~cut, spec.mpp, "outline")
 
 
@@ -91,7 +88,7 @@ def annotations_from_geojson(path: Path, slide: Slide, spec: TissueSpec) -> dict
     Exclude... or ending in "*" are cut out of all others. Areas of two classes may overlap.
 
     Raises:
-        SlideError: the file is no such GeoJSON.
+        SlideError: the file is no such GeoJSON, or its areas lie wholly outside the slide.
     """
     width, height = slide.overview_size(spec.mpp)
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -102,6 +99,8 @@ def annotations_from_geojson(path: Path, slide: Slide, spec: TissueSpec) -> dict
             nameless += not name
             mask = cut if _excluded(feature) else masks.setdefault(name, np.zeros((height, width), bool))
             _fill(mask, [ring * (slide.mpp / spec.mpp) for ring in rings])
+    if masks and not any(mask.any() for mask in masks.values()):
+        _refuse_outside(path, slide)
     if nameless:
         logger.warning("%s: %d areas without a class are passed over", path, nameless)
     return {name: TissueMask(masks[name] & ~cut, spec.mpp, "outline") for name in sorted(masks) if name}
@@ -253,6 +252,13 @@ def _toggle(
 def _rows(position: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """The first pixel whose centre is not before a position."""
     return np.clip(np.ceil(position - 0.5), 0, count).astype(np.int64)
+
+
+def _refuse_outside(outline: Path, slide: Slide) -> NoReturn:
+    w, h = slide.size_px0
+    _refuse(
+        outline, slide, f"has no area inside the slide, which is {w} x {h} pixels; export in full-resolution pixels"
+    )
 
 
 def _refuse(outline: Path, slide: Slide, problem: str) -> NoReturn:

@@ -81,10 +81,11 @@ def plan_like(
     settings = settings_of_parts(recipe)
     names = [one.backbone for one in settings] if backbone is None else named_backbones(backbone)
     _require_names(settings, names, backbone)
+    names = _in_order_of(settings, names)
     tiles, tissue = replace(settings[0].tiles, allow_upsampling=allow_upsampling), settings[0].tissue
     reading = Reading(tiles, tissue, outlines, "sha256", 0.005, _usual_workers(device), limits)
     work = _planned(names, [one.precision for one in settings], reading, device, "torch", 32)
-    parts = [_part_like(one, part) for one, part in zip(parts_of(recipe), work.parts, strict=True)]
+    parts = [_part_like(one, part, settings) for one, part in zip(parts_of(recipe), work.parts, strict=True)]
     return replace(work, parts=tuple(parts))
 
 
@@ -102,10 +103,18 @@ def settings_of_parts(recipe: dict[str, Any]) -> list[RecipeSettings]:
 
 
 def named_backbones(backbone: str) -> list[str]:
-    """The names in "uni,virchow2"; a local-dir: that is there may have commas in its path, and is named alone."""
+    """The names in "uni,virchow2"; a local-dir: that is there may have commas in its path, and is named alone.
+
+    Raises:
+        InputError: a name between commas is empty.
+    """
     if backbone.startswith("local-dir:") and Path(backbone.removeprefix("local-dir:")).expanduser().is_dir():
         return [backbone]
-    return [name.strip() for name in backbone.split(",")]
+    names = [name.strip() for name in backbone.split(",")]
+    if len(names) > 1 and "" in names:
+        message = f"--backbone has an empty name between its commas: {backbone!r}; write it as uni,virchow2"
+        raise InputError(message)
+    return names
 
 
 def _planned(
@@ -179,7 +188,19 @@ def _require_names(settings: Sequence[RecipeSettings], names: Sequence[str], bac
         raise InputError(message)
 
 
-def _part_like(recipe: dict[str, Any], part: BackboneWork) -> BackboneWork:
+def _in_order_of(settings: Sequence[RecipeSettings], names: Sequence[str]) -> list[str]:
+    """The names in the order of the settings; as they are where one is of none of them, which is then refused."""
+    if len(names) == 1:
+        return list(names)
+    rows = {name: find_backbone(name) for name in names}
+    called = {name: row.name.partition("@")[0] if row.repo else row.name for name, row in rows.items()}
+    order = [one.backbone for one in settings]
+    if not set(called.values()) <= set(order):
+        return list(names)
+    return sorted(names, key=lambda name: order.index(called[name]))
+
+
+def _part_like(recipe: dict[str, Any], part: BackboneWork, settings: Sequence[RecipeSettings]) -> BackboneWork:
     """The part with the recipe as it is wanted, which it has to fulfil; but found or outlined, tissue is tissue.
 
     Raises:
@@ -188,9 +209,11 @@ def _part_like(recipe: dict[str, Any], part: BackboneWork) -> BackboneWork:
     tissue = part.recipe["tissue"] | {"method": recipe["tissue"]["method"]}
     differing = recipe_differences(part.recipe | {"tissue": tissue}, recipe)
     if differing:
+        names = ",".join(one.backbone for one in settings)
+        order = f"pass --backbone in the order {names}, or " if len(settings) > 1 else ""
         message = (
             f"slides cannot be embedded here as the recipe says: {'; '.join(differing[:3])};"
-            " install the same weights and the pathfm version that made it"
+            f" {order}install the same weights and the pathfm version that made it"
         )
         raise EmbeddingsStaleError(Path(embeddings_folder_name(recipe)), message)
     return replace(part, recipe=recipe)

@@ -140,5 +140,5 @@ def _rows(model: Model, files: dict[str, Files | None], slides: list[Path], name
 
 def _is_seen(model: Model, slide_id: str, files: Files | None) -> bool:
     known: dict[str, str] = model.training["slides"]
-    digest = read_embeddings(files[0]).slide_digest if files else ""
-    return slide_id in known or (digest != "" and digest in known.values())
+    digests = {read_embeddings(file).slide_digest for file in files or ()} - {""}  # imported ones may have none
+    return slide_id in known or not digests.isdisjoint(known.values())

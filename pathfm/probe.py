@@ -18,15 +18,15 @@ from pathfm.licences import restricted
 from pathfm.metrics import RESAMPLES
 from pathfm.privacy import private_run
 from pathfm.probeplot import draw_probe
-from pathfm.probetable import judge, tasks_of
-from pathfm.probetiles import slide_facts, tiles_of_images, tiles_of_slides
+from pathfm.probescores import judge
+from pathfm.probetasks import tasks_of
 from pathfm.progress import logger
 from pathfm.slide import Reader  # noqa: TC001 - the command line reads the annotation
 from pathfm.sources import find_slides
 from pathfm.tilefeatures import embed_units
-from pathfm.tileimages import find_tile_images
+from pathfm.tileimages import find_tile_images, tiles_of_images
 from pathfm.tiles import TileSpec
-from pathfm.tilesamples import Sampling
+from pathfm.tilesamples import Sampling, slide_facts, tiles_of_slides
 from pathfm.tissue import TissueSpec
 from pathfm.version import __version__
 
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pathfm.failures import Failure
-    from pathfm.probetable import Judged
-    from pathfm.probetiles import LabelledTiles
+    from pathfm.privacy import Pseudonyms
+    from pathfm.probescores import Judged
+    from pathfm.tilefeatures import LabelledTiles
 
 _FORMAT = 1
+_RESULTS = ("probe.csv", "differences.csv", "probe.png", "probe.json", "tiles.csv", "failures.csv")
 
 
 def probe(
@@ -71,7 +73,8 @@ def probe(
 
     Writes to `out`: probe.csv (what is returned), differences.csv (backbone against backbone), probe.png, probe.json
     (settings, choices, warnings, licences), tiles.csv (which tiles, in which fold), failures.csv, and features/, from
-    which the next run takes what is there. docs/probe.md says how to read them.
+    which the next run takes what is there. The figures of an earlier run are taken away as soon as the settings make
+    sense. docs/probe.md says how to read them.
 
     Args:
         out: the folder to write to.
@@ -102,51 +105,68 @@ def probe(
 
     Returns:
         One row a backbone, probe (knn, linear) and target (label, site, label on new sites): balanced_accuracy with its
-        95 % interval low to high by patient, chance, macro_f1, counts, and in note why there is no figure.
+        95 % interval low to high by patient, chance, by_label (how well the label alone tells the site), macro_f1,
+        counts, and in note why there is no figure.
 
     Raises:
         SlidesFailedError: at the very end, where slides or images could not be used; the figures are of the others.
-        InputError: tiles that cannot be told apart, such as a class with fewer patients than folds.
-        LeakageError: one file under two patients.
+        InputError: tiles that cannot be told apart, such as a class with fewer patients than folds, or one image under
+            two labels.
+        UnknownNameError: a label, a column or a backbone that nobody knows.
+        LeakageError: one image, or scan, under two patients.
         BackboneError: a backbone that cannot be loaded, before any work on others; or that is not made for such tiles.
     """
     reading = usual_workers() if workers is None else workers
-    if not 0 <= seed < 2**32:
-        message = f"--seed is {seed}; give a whole number from 0 to 4294967295"
-        raise InputError(message)
-    _require_numbers(max_tiles=max_tiles, neighbours=neighbours, batch_size=batch_size, workers=reading)
+    _require_numbers(seed, max_tiles=max_tiles, neighbours=neighbours, batch_size=batch_size, workers=reading)
+    _require_one_way(images, slides, annotations, label)
     asked = None if classes is None else tuple(classes)
     how = Sampling((), tissue, annotations, asked, max_tiles, seed, reading, limits, reader, batch_size)
+    given = _named(backbone)
     with private_run(pseudonymise, out, images=images, slides=slides, annotations=annotations) as names:
-        _require_one_way(images, slides, annotations, label)
-        looked_at: Callable[[list[Backbone]], LabelledTiles]
-        if images is not None:
-            found = find_tile_images(images, label, names)
-            looked_at = partial(tiles_of_images, found, spec=tiles, how=how)
-        else:
-            sources = find_slides(slides or [], mpp_override, names)
-            facts = slide_facts(slides or [], label, names)
-            looked_at = partial(tiles_of_slides, sources, facts, spec=tiles, how=how)
-        ready = _checked(backbone, device, precision)
+        for name in _RESULTS:
+            (out / name).unlink(missing_ok=True)
+        looked_at, notes = _source(images, slides, label, mpp_override, names, tiles, how)
+        ready = _checked(given, device, precision)
         labelled = looked_at([one.row for one in ready])
         write_failures(out / "failures.csv", labelled.failures)
         tasks_of(labelled.table, folds, seed)  # before hours of embedding
         features, failures = _embedded(labelled, ready, out / "features")
         write_failures(out / "failures.csv", failures)
         judged = judge(labelled.table, features, folds, neighbours, seed)
-        judged.notes[:0] = labelled.notes
-        settings = {
-            "label": label,
-            "classes": classes,
-            "max_tiles": max_tiles,
-            "folds": folds,
-            "neighbours": neighbours,
-        }
-        _write(out, judged, ready, settings | {"seed": seed, "tiles": asdict(tiles), "tissue": asdict(tissue)})
+        judged.notes[:0] = [*notes, *labelled.notes, *_absent(classes, judged)]
+        settings: dict[str, Any] = {"label": label, "classes": classes, "max_tiles": max_tiles, "folds": folds}
+        settings |= {"neighbours": neighbours, "seed": seed, "tiles": asdict(tiles), "tissue": asdict(tissue)}
+        _write(out, judged, ready, settings)
         if failures:
             what = "tile images" if images is not None else "slides"
+            logger.info(
+                "%s holds what came of the others:\n%s", out / "probe.csv", judged.results.to_string(index=False)
+            )
             raise SlidesFailedError(len({one.slide_id for one in failures}), labelled.total, out / "failures.csv", what)
         return judged.results
+
+
+def _source(
+    images: Path | None,
+    slides: list[Path] | None,
+    label: str | None,
+    mpp_override: float | None,
+    names: Pseudonyms | None,
+    spec: TileSpec,
+    how: Sampling,
+) -> tuple[Callable[[list[Backbone]], LabelledTiles], list[str]]:
+    """What gives the tiles once the backbones are known; and notes."""
+    if images is not None:
+        found, notes = find_tile_images(images, label, names)
+        return partial(tiles_of_images, found, spec=spec, how=how), notes
+    sources = find_slides(slides or [], mpp_override, names)
+    facts = slide_facts(slides or [], label, names)
+    return partial(tiles_of_slides, sources, facts, spec=spec, how=how), []
+
+
+def _absent(classes: list[str] | None, judged: Judged) -> list[str]:
+    absent = [name for name in classes or () if name not in set(judged.tiles["label"])]
+    return [f"no tile is left of {', '.join(absent)}, which --classes asks for"] if absent else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,22 +179,28 @@ class _Ready:
     load: Callable[[], LoadedBackbone]
 
 
-def _checked(backbone: str, device: str, precision: Precision | None) -> list[_Ready]:
-    """Loads every backbone, one at a time; a single one stays."""
+def _named(backbone: str) -> dict[str, str]:
+    """What backbones are called in the result, by the names that were given; a typing error in any is said at once."""
     given = [name.strip() for name in backbone.split(",") if name.strip()]
     twice = next((name for name, count in Counter(given).items() if count > 1), None)
     if not given or twice:
         message = f"--backbone names {f'{twice} twice' if twice else 'none'}; give each once, with commas between"
         raise InputError(message)
-    for name in given:
-        find_backbone(name)  # a typing error in the last one is said before the first is loaded
-    shown = [find_backbone(name).name for name in given]
-    ready = []
-    for name, own in zip(given, shown, strict=True):
-        loaded = load_backbone(name, device, precision)
-        load = partial(load_backbone, name, device, precision) if len(given) > 1 else partial(_itself, loaded)
-        ready.append(_Ready(own if shown.count(own) == 1 else name, loaded.row, loaded.identity, load))
-    return ready
+    shown = {name: find_backbone(name).name for name in given}
+    counts = Counter(shown.values())
+    return {name: own if counts[own] == 1 else name for name, own in shown.items()}
+
+
+def _checked(given: dict[str, str], device: str, precision: Precision | None) -> list[_Ready]:
+    """Loads every backbone, one at a time; a single one stays."""
+    return [_once(name, shown, device, precision, stays=len(given) == 1) for name, shown in given.items()]
+
+
+def _once(name: str, shown: str, device: str, precision: Precision | None, *, stays: bool) -> _Ready:
+    """A call of its own: what it loaded is freed when it ends, before the next is loaded."""
+    loaded = load_backbone(name, device, precision)
+    load = partial(_itself, loaded) if stays else partial(load_backbone, name, device, precision)
+    return _Ready(shown, loaded.row, loaded.identity, load)
 
 
 def _itself(loaded: LoadedBackbone) -> LoadedBackbone:
@@ -200,24 +226,27 @@ def _write(out: Path, judged: Judged, ready: Sequence[_Ready], settings: dict[st
     write_text(out / "differences.csv", judged.differences.to_csv(index=False))
     shown = judged.tiles[["tile", "label", "patient_id", "site", "fold"]]
     write_text(out / "tiles.csv", shown.to_csv(index=False))
+    by = "patient" if judged.tiles["patient"].str.startswith("patient ").all() else "file"
     document = {
         "format": "pathfm-probe",
         "format_version": _FORMAT,
         "pathfm_version": __version__,
-        "interval": f"95 % bootstrap by patient, stratified by class, {RESAMPLES} resamples, seed {settings['seed']}",
+        "interval": (
+            f"95 %, percentiles of a bootstrap by {by}, stratified by class, {RESAMPLES} resamples, seed {settings['seed']}"
+        ),
         "settings": settings,
         "tiles_sha256": sha256_text(shown.to_csv(index=False)),
         "backbones": [one.identity for one in ready],
         "licences": [licence.facts() for licence in licences],
         "classes": judged.classes,
+        "scored_sites": judged.scored_sites,
         "chosen": judged.chosen,
         "notes": judged.notes,
     }
     write_json(out / "probe.json", document)
-    patients = judged.tiles["patient"].nunique()
-    caption = [f"{len(judged.tiles)} tiles of {patients} patients, bars: 95 % intervals by patient"]
-    if judged.tiles["patient_id"].eq("").any():
-        caption[0] = f"{len(judged.tiles)} tiles, bars: 95 % intervals by file, for patients are not known"
+    count = f"{len(judged.tiles)} tiles of {judged.tiles['patient'].nunique()} {by}s"
+    unknown = "; where patients are not known, a file is taken for one" if by == "file" else ""
+    caption = [f"{count}, bars: 95 % intervals by {by}{unknown}"]
     write_atomically(out / "probe.png", png_bytes(draw_probe(judged.results, caption)))
 
 
@@ -238,7 +267,10 @@ def _require_one_way(
         raise InputError(message)
 
 
-def _require_numbers(**numbers: int) -> None:
+def _require_numbers(seed: int, **numbers: int) -> None:
+    if not 0 <= seed < 2**32:
+        message = f"--seed is {seed}; give a whole number from 0 to 4294967295"
+        raise InputError(message)
     for name, value in numbers.items():
         if value < 1:
             message = f"--{name} is {value}; give 1 or more"

@@ -27,6 +27,8 @@ _STYLES: dict[str, Any] = {
     "linear": {"color": COLOURS[0], "marker": "o"},
 }
 _NAMES = {"knn": "kNN", "linear": "linear probe"}
+_CHANCE: dict[str, Any] = {"color": INK, "linewidth": 1.2, "linestyle": ":"}
+_BY_LABEL: dict[str, Any] = {"color": COLOURS[2], "linewidth": 1.6, "linestyle": (0, (1, 3))}
 _APART = 0.3  # of a row, from one probe to the other
 
 
@@ -52,8 +54,10 @@ def draw_probe(results: pd.DataFrame, caption: Sequence[str]) -> Drawing:
         handles = [
             panels[0].plot([], [], linewidth=2, label=_NAMES[name], **style)[0] for name, style in _STYLES.items()
         ]
-        handles += panels[0].plot([], [], color=INK, linestyle=":", linewidth=1.2, label="chance")
-        drawing.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+        handles += panels[0].plot([], [], label="chance", **_CHANCE)
+        if (results["by_label"] > results["chance"]).any():
+            handles += panels[0].plot([], [], label="by the label alone", **_BY_LABEL)
+        drawing.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=8)
         drawing.supxlabel("\n".join(["balanced accuracy", *caption]), fontsize=8)
         return drawing
 
@@ -75,7 +79,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, backbones: Sequence[str]) -> None:
             fontsize=8,
         )
         return
-    axes.axvline(float(known["chance"].iloc[0]), color=INK, linewidth=1.2, linestyle=":")
+    axes.axvline(float(known["chance"].iloc[0]), **_CHANCE)
+    if (known["by_label"] > known["chance"]).any():
+        axes.axvline(float(known["by_label"].iloc[0]), **_BY_LABEL)
     for row in known.to_dict("records"):
         y = backbones.index(row["backbone"]) + _APART * (list(_STYLES).index(row["probe"]) - 0.5)
         style = _STYLES[row["probe"]]

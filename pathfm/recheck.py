@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pathfm.devices import devices_of
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import SlideError
 from pathfm.reading import has_changed, survey
@@ -114,6 +115,7 @@ def _embedded_again(
     path: Path, found: Embeddings, source: SlideSource, tiles: Tiles, work: ExtractWork, count: int
 ) -> Recheck:
     rows = _sample(found, count)
+    work = replace(work, device=devices_of(work.device)[0])  # one does: these are a few tiles
     (backbone,), (part,) = backbones_of(work), work.parts
     again, failed = _embed(source, replace(tiles, coords=found.coords[rows]), work, backbone)
     stored = np.asarray(found.features[rows], dtype=np.float64)

@@ -56,7 +56,7 @@ def report(
         embeddings: the folder that extract wrote; of a model that reads several side by side all of them, in any order.
         cohort: the cohort table.
         heatmaps: the folder that heatmap wrote; at most 24 slides are shown, wrong ones first.
-        failures: failures.csv; where not given, the one beside the embeddings.
+        failures: failures.csv; where not given, those beside the embeddings.
         model: the directory of the final model, for its digest and training.
         credit: a column of the cohort table that says whom to credit for the slides; its values are shown.
         pseudonymise: the key file that the other commands were given; ids are then keyed hashes.

@@ -188,10 +188,12 @@ def _licences(models: _Models, files: Iterable[Embeddings]) -> tuple[Licence, ..
 
 
 def _failures(embeddings: Sequence[Path], given: Path | None) -> pd.DataFrame | None:
-    """The failures that were given, else those that lie beside the embeddings, else None."""
-    path = given or _first_file(*(place / "failures.csv" for folder in embeddings for place in (folder, folder.parent)))
+    """The failures that were given, else those that lie beside any of the embeddings, else None; each row once."""
+    beside = [_first_file(folder / "failures.csv", folder.parent / "failures.csv") for folder in embeddings]
+    paths = [given] if given else list({path.resolve(): path for path in beside if path is not None}.values())
     remedy = "pass --failures the failures.csv that pathfm extract wrote, or run it again"
-    return read_table(path, FAILURE_COLUMNS, remedy) if path else None
+    tables = [read_table(path, FAILURE_COLUMNS, remedy)[list(FAILURE_COLUMNS)] for path in paths]
+    return pd.concat(tables, ignore_index=True).drop_duplicates() if tables else None
 
 
 def _first_file(*paths: Path) -> Path | None:

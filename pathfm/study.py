@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pathfm.backbones import find_backbone
 from pathfm.cohort import read_cohort
 from pathfm.crossval import crossval, refit
 from pathfm.errors import CohortError, SlidesFailedError
@@ -25,7 +26,6 @@ from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads
 from pathfm.sources import find_slides
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
-from pathfm.work import backbones_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,7 +175,7 @@ def _require_licence(work: ExtractWork, required: Literal["permissive"] | None) 
     """A licence that is not allowed shows before hours of extraction."""
     if required is not None:
         names = ", ".join(part.name for part in work.parts)
-        require_permissive([backbone.row.terms for backbone in backbones_of(work)], f"a study with {names}")
+        require_permissive([find_backbone(part.name).terms for part in work.parts], f"a study with {names}")
 
 
 def _require_some(cohort: Cohort, total: int, failed: tuple[Failure, ...]) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+_MISSING = ("na", "n/a", "nan", "null")
+
 
 def read_table(path: Path, columns: Iterable[str], remedy: str) -> pd.DataFrame:
     """A CSV table of ours as text, "" where a cell is empty; other columns than those asked for are kept.
@@ -66,6 +68,12 @@ def read_document(path: Path, name: str, version: int, shape: Any, remedy: str) 
     if what:
         raise _unusable(path, what, remedy)
     return dict(document)
+
+
+def known_text(cells: pd.Series[str]) -> pd.Series[str]:
+    """Cells without the space around them; "" where they are empty, or NA, N/A, NaN or null."""
+    text = cells.str.strip()
+    return text.mask(text.str.lower().isin(_MISSING), "")
 
 
 def misfit(value: Any, shape: Any, key: str = "") -> str:

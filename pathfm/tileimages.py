@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from pathfm.errors import InputError, SlideError, TileUnreadableError
+from pathfm.backbones import Backbone, require_tiles
+from pathfm.errors import InputError, SlideError, TileSpecMismatchError, TileUnreadableError, UnknownNameError
 from pathfm.failures import Failure
 from pathfm.files import is_disk_full
 from pathfm.isolation import Limits, cancelled_after, isolated
-from pathfm.progress import logger, progress
-from pathfm.tables import read_table
+from pathfm.progress import progress
+from pathfm.tables import known_text, read_table
+from pathfm.tilefeatures import LabelledTiles, TileSome, Unit, with_patients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,13 +34,16 @@ if TYPE_CHECKING:
     from pathfm.errors import Reason
     from pathfm.isolation import Call
     from pathfm.privacy import Pseudonyms
+    from pathfm.tilefeatures import Integers
+    from pathfm.tiles import TileSpec
+    from pathfm.tilesamples import Sampling
 
 TABLE = "tiles.csv"
 """A table of this name in the folder of the tiles says what the names of its folders cannot: patients and sites."""
 
 _SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff"])
 _FORMATS = ("PNG", "JPEG", "TIFF")
-_MODES = ("RGB", "L", "P", "1")
+_MODES = ("RGB", "RGBA", "L", "P", "1")  # RGBA where nothing shows through
 _SIZE_PX = (8, 4096)
 _MOST_BYTES = 1 << 28
 _IN_A_UNIT = 1024
@@ -47,36 +53,14 @@ _BROKEN = (SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, Type
 _BROKEN_INSIDE = (struct.error, zlib.error, Image.DecompressionBombError)
 
 
-class TileSome(NamedTuple):
-    """Some tiles of a unit as they come: which of its rows, their pixels uint8 (k, size, size, 3), and what failed."""
-
-    rows: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
-    failures: list[Failure]
-
-
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """Tiles that are embedded together, in batches that hold no others.
-
-    Attributes:
-        name: the slide's name, "" for images.
-        facts: JSON that decides their pixels.
-        rows: int64 (n,), which tiles of the table they are.
-        read: reads them a batch at a time; raises a SlideError where none can be had.
-    """
-
-    name: str
-    facts: dict[str, Any]
-    rows: NDArray[np.int64]
-    read: Callable[[], Iterator[TileSome]]
-
-
-def find_tile_images(source: Path, label: str | None = None, names: Pseudonyms | None = None) -> pd.DataFrame:
+def find_tile_images(
+    source: Path, label: str | None = None, names: Pseudonyms | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """The tile images of a folder or of a table.
 
     A folder holds one folder a label with .png, .jpg or .tif files, or a table `tiles.csv`. A table (.csv) has the
-    columns path (relative to it) and label, and may have patient_id and site; a row without a label is left out.
+    columns path (relative to it) and label, and may have patient_id and site; a row without a label is left out. NA,
+    N/A, NaN and null count as empty, as in a cohort.
 
     Args:
         source: the folder or the table.
@@ -84,31 +68,70 @@ def find_tile_images(source: Path, label: str | None = None, names: Pseudonyms |
         names: gives pseudonyms in place of the names of files and patients.
 
     Returns:
-        One row a tile: tile (its name), path, label, patient_id and site ("" unknown), sorted by tile.
+        One row a tile: tile (its name), path, label, patient_id and site ("" unknown), sorted by tile; and what was left
+        out, in words.
 
     Raises:
-        InputError: no such folder, no tiles, a table that cannot be used, or a label without a table.
+        InputError: no such folder, no tiles, a table that cannot be used, one file twice, or a label without a table.
     """
     table = source / TABLE if (source / TABLE).is_file() else source
     if table.suffix.lower() == ".csv":
-        found = _of_table(table, label or "label")
+        found, notes = _of_table(table, label or "label")
     elif label is not None:
         message = f"--label {label} is a column, and {source} has no table; pass --images a table, or leave --label out"
         raise InputError(message)
     else:
-        found = _of_folder(source)
+        found, notes = _of_folder(source)
     if names is not None:
         found = _renamed(found, names)
-    return found.sort_values("tile", ignore_index=True)
+    _require_once(found)
+    return found.sort_values("tile", ignore_index=True), notes
+
+
+def tiles_of_images(found: pd.DataFrame, rows: Sequence[Backbone], spec: TileSpec, how: Sampling) -> LabelledTiles:
+    """The tile images that can be read; every backbone gets the same pixels.
+
+    Args:
+        found: by `find_tile_images`.
+        rows: the backbones.
+        spec: says their mpp, if anybody does; a size that it gives must be that of the images.
+        how: which labels are asked for, and how files are read.
+
+    Raises:
+        TileSpecMismatchError: a backbone was not made for such tiles.
+        UnknownNameError: no tile has a label that is asked for.
+        InputError: no image can be read, they are of another size than stated, or one image has two labels.
+        LeakageError: one image under two patients.
+    """
+    for name in how.classes or ():
+        if name not in set(found["label"]):
+            kind = "label"
+            raise UnknownNameError(kind, name, set(found["label"]), "pass --classes some of these")
+    asked = found if how.classes is None else found[found["label"].isin(how.classes)].reset_index(drop=True)
+    usable, failures = survey_tile_images(asked, how.limits, how.workers)
+    if usable.empty:
+        message = f"none of {len(asked)} tile images can be read; the first: {failures[0].message}"
+        raise InputError(message)
+    for size_px, count in usable["size_px"].value_counts().items():
+        _require_size(rows, int(str(size_px)), count, spec)
+    table, notes = with_patients(usable)
+    if spec.mpp is None:
+        notes.append("nobody states the mpp of the tile images, so it is not checked; --tiles.mpp states it")
+    units = image_units(table, how.batch_size, how.limits, how.workers)
+    return LabelledTiles(table, lambda _: units, failures, len(asked), notes)
 
 
 def survey_tile_images(found: pd.DataFrame, limits: Limits, workers: int) -> tuple[pd.DataFrame, list[Failure]]:
-    """The tiles that can be opened, with the columns digest ("sha256:...") and size_px; and those that cannot."""
+    """The tiles that can be decoded, and those that cannot.
+
+    Those that can have the columns digest ("sha256:..." of the pixels, whatever file holds them), the same as pixels,
+    size_px, and flat (of one colour alone).
+    """
     calls = {
         tile: isolated(path, limits, workers, _facts, path)
         for tile, path in zip(found["tile"], found["path"], strict=True)
     }
-    facts: dict[str, tuple[str, int]] = {}
+    facts: dict[str, tuple[str, int, bool]] = {}
     failures: list[Failure] = []
     with cancelled_after(calls.values()):
         for tile, call in progress(calls.items(), "look at tiles", "tile"):
@@ -117,37 +140,37 @@ def survey_tile_images(found: pd.DataFrame, limits: Limits, workers: int) -> tup
             except SlideError as error:
                 failures.append(Failure.of(tile, error))
     usable = found[found["tile"].isin(facts.keys())].reset_index(drop=True)
-    digests, sizes = zip(*(facts[tile] for tile in usable["tile"]), strict=True) if len(usable) else ((), ())
-    return usable.assign(digest=list(digests), size_px=list(sizes)), failures
+    digests, sizes, flats = zip(*(facts[tile] for tile in usable["tile"]), strict=True) if len(usable) else ((), (), ())
+    return usable.assign(digest=list(digests), pixels=list(digests), size_px=list(sizes), flat=list(flats)), failures
 
 
 def image_units(tiles: pd.DataFrame, batch_size: int, limits: Limits, workers: int) -> list[Unit]:
-    """The tiles in units of a size: what was embedded of a run that was killed is found again unit by unit."""
+    """The tiles in units of a size: a run that is killed has kept the units before."""
     units = []
     for _, of_a_size in tiles.groupby("size_px"):
         for start in range(0, len(of_a_size), _IN_A_UNIT):
             some = of_a_size.iloc[start : start + _IN_A_UNIT]
             read = _Reading(some, batch_size, limits, workers)
-            units.append(Unit("", {"images": list(some["digest"])}, some.index.to_numpy(np.int64), read))
+            units.append(Unit("", tuple(some["digest"]), some.index.to_numpy(np.int64), read))
     return units
 
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """Reads the images of a unit: an iterator over its batches, with the next two read ahead."""
+    """Reads images of a unit: an iterator over their batches, with the next two read ahead."""
 
     tiles: pd.DataFrame
     batch_size: int
     limits: Limits
     workers: int
 
-    def __call__(self) -> Iterator[TileSome]:
-        starts = iter(range(0, len(self.tiles), self.batch_size))
-        ahead: deque[tuple[int, list[Call[NDArray[np.uint8]]]]] = deque()
+    def __call__(self, rows: Integers) -> Iterator[TileSome]:
+        batches = iter([rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)])
+        ahead: deque[tuple[Integers, list[Call[NDArray[np.uint8]]]]] = deque()
         try:
             while True:
-                while len(ahead) <= _BATCHES_AHEAD and (start := next(starts, None)) is not None:
-                    ahead.append((start, self._begun(start)))
+                while len(ahead) <= _BATCHES_AHEAD and (batch := next(batches, None)) is not None:
+                    ahead.append((batch, self._begun(batch)))
                 if not ahead:
                     return
                 yield self._batch(*ahead.popleft())
@@ -156,16 +179,16 @@ class _Reading:
                 for call in calls:
                     call.cancel()
 
-    def _begun(self, start: int) -> list[Call[NDArray[np.uint8]]]:
-        some = self.tiles.iloc[start : start + self.batch_size]
+    def _begun(self, batch: Integers) -> list[Call[NDArray[np.uint8]]]:
+        some = self.tiles.iloc[batch]
         return [
             isolated(path, self.limits, self.workers, _pixels, path, digest)
             for path, digest in zip(some["path"], some["digest"], strict=True)
         ]
 
-    def _batch(self, start: int, calls: Sequence[Call[NDArray[np.uint8]]]) -> TileSome:
+    def _batch(self, batch: Integers, calls: Sequence[Call[NDArray[np.uint8]]]) -> TileSome:
         rows, pixels, failures = [], [], []
-        for at, call in enumerate(calls, start):
+        for at, call in zip(batch, calls, strict=True):
             try:
                 pixels.append(call.result())
                 rows.append(at)
@@ -176,23 +199,55 @@ class _Reading:
         return TileSome(np.array(rows, np.int64), stacked, failures)
 
 
-def _of_folder(folder: Path) -> pd.DataFrame:
+def _require_size(rows: Sequence[Backbone], size_px: int, count: int, spec: TileSpec) -> None:
+    if spec.size_px not in (None, size_px) and not spec.allow_mismatch:
+        message = f"{count} tile images are {size_px} px wide, not --tiles.size_px {spec.size_px}; leave that out"
+        raise InputError(message)
+    for row in rows:
+        try:
+            require_tiles(row, size_px, spec.mpp or row.default_mpp, allow_mismatch=spec.allow_mismatch)
+        except TileSpecMismatchError as error:
+            message = f"{count} tile images are {size_px} px wide: {error}"
+            raise TileSpecMismatchError(message) from error
+
+
+def _require_once(found: pd.DataFrame) -> None:
+    """Refuses one file under two names: links and detours are followed."""
+    files = found["path"].map(os.path.realpath)
+    twice = found["tile"][files == files[files.duplicated()].iloc[0]] if files.duplicated().any() else ()
+    if len(twice):
+        message = f"{' and '.join(twice[:2])} are one file; name it once"
+        raise InputError(message)
+
+
+def _of_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     if not folder.is_dir():
         message = f"no folder at {folder}; pass --images a folder with one folder a label, or a table (.csv)"
         raise InputError(message)
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = {path.name: _images_in(path) for path in inside if path.is_dir()}
     rows = [
-        {"tile": f"{inside.name}/{path.name}", "path": path, "label": inside.name}
-        for inside in sorted(folder.iterdir())
-        if inside.is_dir() and not inside.name.startswith(".")
-        for path in _images_in(inside)
+        {"tile": f"{label}/{path.name}", "path": path, "label": label}
+        for label, (images, _) in found.items()
+        for path in images
     ]
     if not rows:
         message = f"no tiles in {folder}; it must hold one folder a label, with .png, .jpg or .tif files, or {TABLE}"
         raise InputError(message)
-    return pd.DataFrame(rows).assign(patient_id="", site="")
+    loose = sum(path.suffix.lower() in _SUFFIXES for path in inside if not path.is_dir())
+    others = sum(count for _, count in found.values())
+    empty = [label for label, (images, _) in found.items() if not images]
+    notes = {
+        "images beside the folders of labels have no label and are left out": loose,
+        "files in the folders of labels are no .png, .jpg or .tif and are left out": others,
+        f"folders hold no image, and are no labels: {', '.join(empty[:5])}": len(empty),
+    }
+    said = [f"{count} {what}" for what, count in notes.items() if count]
+    return pd.DataFrame(rows).assign(patient_id="", site=""), said
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _images_in(folder: Path) -> tuple[list[Path], int]:
+    """The images of a label, and how many other files there are."""
     inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     deeper = [path for path in inside if path.is_dir()]
     if deeper:
@@ -201,30 +256,27 @@ def _images_in(folder: Path) -> list[Path]:
         )
         raise InputError(message)
     images = [path for path in inside if path.suffix.lower() in _SUFFIXES]
-    if len(images) < len(inside):
-        logger.warning("%s: %d files that are no .png, .jpg or .tif are left out", folder, len(inside) - len(images))
-    return images
+    return images, len(inside) - len(images)
 
 
-def _of_table(path: Path, label: str) -> pd.DataFrame:
+def _of_table(path: Path, label: str) -> tuple[pd.DataFrame, list[str]]:
     remedy = "give it the columns path and label, and patient_id and site where they are known"
     table = read_table(path, ["path", label], remedy)
     if label in ("path", "patient_id", "site"):
         message = f"--label {label} is no column of labels; pass another"
         raise InputError(message)
-    for column in ("path", label, "patient_id", "site"):
-        table[column] = table[column].str.strip() if column in table else ""
+    table["path"] = table["path"].str.strip()
+    for column in (label, "patient_id", "site"):
+        table[column] = known_text(table[column]) if column in table else ""
     rows = table[table[label] != ""]
-    if len(rows) < len(table):
-        logger.warning("%s: %d rows without a label are left out", path, len(table) - len(rows))
-    twice = rows["path"][rows["path"].duplicated()]
-    if rows.empty or len(twice) or (rows["path"] == "").any():
-        what = f"names {twice.iloc[0]} twice" if len(twice) else "has no row with a label" if rows.empty else ""
-        message = f"{path} {what or 'has rows without a path'}; {remedy}"
+    if rows.empty or (rows["path"] == "").any():
+        what = "has no row with a label" if rows.empty else "has rows without a path"
+        message = f"{path} {what}; {remedy}"
         raise InputError(message)
     paths = [path.parent.absolute() / one for one in rows["path"]]
     known = {"tile": rows["path"], "label": rows[label], "patient_id": rows["patient_id"], "site": rows["site"]}
-    return pd.DataFrame(known).assign(path=paths)
+    bare = len(table) - len(rows)
+    return pd.DataFrame(known).assign(path=paths), [f"{bare} rows without a label are left out"] if bare else []
 
 
 def _renamed(found: pd.DataFrame, names: Pseudonyms) -> pd.DataFrame:
@@ -240,30 +292,38 @@ def _renamed(found: pd.DataFrame, names: Pseudonyms) -> pd.DataFrame:
     return found.assign(tile=shown, patient_id=patients)
 
 
-def _facts(path: Path) -> tuple[str, int]:
-    """Digest of the file and width of the image, which is not decoded; in another process."""
+def _facts(path: Path) -> tuple[str, int, bool]:
+    """Digest of the pixels, width, and whether they are all of one colour; in another process."""
+    pixels = _decoded(path)
+    return _digest(pixels), len(pixels), bool((pixels == pixels[0, 0]).all())
+
+
+def _pixels(path: Path, digest: str) -> NDArray[np.uint8]:
+    """The image, uint8 (size, size, 3), RGB; in another process."""
+    pixels = _decoded(path)
+    if _digest(pixels) != digest:
+        raise _unreadable(path, "changed", "has changed since this run began")
+    return pixels
+
+
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    return "sha256:" + hashlib.sha256(f"{len(pixels)};".encode() + pixels.tobytes()).hexdigest()
+
+
+def _decoded(path: Path) -> NDArray[np.uint8]:
     with _typed(path):
         if not path.is_file():
             raise _unreadable(path, "unreadable", "is no file that is there")
         size = path.stat().st_size
         if not 0 < size <= _MOST_BYTES:
             raise _unreadable(path, "unsupported" if size else "empty file", f"has {size} bytes")
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as image:
             width, height = image.size
             if width != height or not _SIZE_PX[0] <= width <= _SIZE_PX[1] or image.mode not in _MODES:
                 what = f"is {width} x {height} pixels of the kind {image.mode}; a tile is a square of RGB or grey"
                 raise _unreadable(path, "unsupported", what)
-    return "sha256:" + hashlib.sha256(data).hexdigest(), width
-
-
-def _pixels(path: Path, digest: str) -> NDArray[np.uint8]:
-    """The image, uint8 (size, size, 3), RGB; in another process."""
-    with _typed(path):
-        data = path.read_bytes()
-        if "sha256:" + hashlib.sha256(data).hexdigest() != digest:
-            raise _unreadable(path, "changed", "has changed since this run began")
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+                raise _unreadable(path, "unsupported", "is transparent in places; a tile is RGB or grey")
             return np.asarray(image.convert("RGB"))
 
 

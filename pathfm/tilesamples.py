@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from pathfm.errors import InputError, SlideError, TileUnreadableError
+from pathfm.backbones import Backbone, require_tiles
+from pathfm.cohort import read_cohort
+from pathfm.errors import InputError, SlideError, TileUnreadableError, UnknownNameError
 from pathfm.failures import Failure
 from pathfm.isolation import cancelled_after, isolated
 from pathfm.outlines import annotations_from_geojson, tissue_of
 from pathfm.progress import logger, progress
 from pathfm.reading import opened
 from pathfm.slidefiles import slide_digest
-from pathfm.tileimages import TileSome, Unit
+from pathfm.tilefeatures import LabelledTiles, TileSome, Unit, with_patients
 from pathfm.tilereads import TileReads
 from pathfm.tiles import Tiles, require_scan_fine_enough, tile_slide
 
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pathfm.isolation import Limits
+    from pathfm.privacy import Pseudonyms
     from pathfm.slide import Reader, Slide
     from pathfm.sources import SlideSource
+    from pathfm.tilefeatures import Integers
     from pathfm.tiles import TileSpec
     from pathfm.tissue import TissueMask, TissueSpec
+
+_LEAST_DRAWN = 1e-9  # of a tile: with --tiles.min_tissue 0 an area still has to touch it
 
 
 class SlideFacts(NamedTuple):
@@ -81,7 +87,7 @@ class Sampled:
 
     Attributes:
         tiles: one row a tile: tile (slide_id@x,y of its centre), slide_id, label, patient_id and site ("" unknown),
-            digest (of the slide), sorted by slide and place.
+            digest (of the slide), pixels and flat (see `with_patients`), sorted by slide and place.
         slides: what is known of each slide that has tiles, by slide_id.
         failures: the slides that could not be used.
         notes: what somebody who reads the result should know.
@@ -90,7 +96,7 @@ class Sampled:
     tiles: pd.DataFrame
     slides: dict[str, SlideSample]
     failures: list[Failure]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +111,8 @@ class SlideSample:
         centres_px0: float64 (n, 2), (x, y) of the middle of each tile in level-0 pixels, sorted by y, then x.
         found: tiles that could have been taken.
         of_two: tiles that were not, for they lie under annotations of two classes.
+        of_few: tiles that were not, for the field of some backbone holds too little of the label.
+        drawn: the classes that are annotated.
     """
 
     source: SlideSource
@@ -114,24 +122,95 @@ class SlideSample:
     centres_px0: NDArray[np.float64]
     found: int
     of_two: int
+    of_few: int
+    drawn: tuple[str, ...]
 
     def tiles(self, spec: TileSpec) -> Tiles:
         """The tiles as one backbone wants them, around the same centres; whole pixels, so up to one off."""
         size_px, mpp = spec.size_px or 0, spec.mpp or 0.0
         extent_px0 = size_px * mpp / self.mpp
-        # rounded down: the field of the widest lies inside the scan, and so does each narrower one
-        corners = np.floor(self.centres_px0 - extent_px0 / 2 + 1e-6).astype(np.int32)
+        corners = _corners(self.centres_px0, extent_px0)
         return Tiles(corners, np.ones(len(corners), np.float32), size_px, mpp, size_px, extent_px0)
+
+
+def tiles_of_slides(
+    sources: Sequence[SlideSource],
+    facts: Mapping[str, SlideFacts],
+    rows: Sequence[Backbone],
+    spec: TileSpec,
+    how: Sampling,
+) -> LabelledTiles:
+    """Tiles of slides; every backbone gets its own size and mpp around the same centres.
+
+    Args:
+        sources: the slides.
+        facts: label, patient and site of each, by slide_id.
+        rows: the backbones.
+        spec: what it leaves open, each backbone decides for itself.
+        how: how tiles are taken.
+
+    Raises:
+        TileSpecMismatchError: a backbone was not made for such tiles.
+        UnknownNameError: no slide has a label that is asked for.
+        InputError: no slide has a tile of a label that is asked for, or one scan has two labels.
+        LeakageError: one scan under two patients.
+    """
+    specs = [slide_spec(row, spec) for row in rows]
+    how = replace(how, specs=tuple(specs))
+    sampled = sample_slides(sources, facts, how)
+    table, notes = with_patients(sampled.tiles)
+    if len({(one.size_px, one.mpp) for one in specs}) > 1:
+        cut = ", ".join(f"{row.name} {one.size_px} px @ {one.mpp:g} mpp" for row, one in zip(rows, specs, strict=True))
+        notes.append(f"each backbone sees its own field around the same centres: {cut}")
+    return LabelledTiles(
+        table,
+        lambda row: slide_units(sampled, slide_spec(row, spec), how),
+        sampled.failures,
+        len(sources),
+        [*sampled.notes, *notes],
+    )
+
+
+def slide_spec(row: Backbone, spec: TileSpec) -> TileSpec:
+    """The tile spec of a backbone.
+
+    Raises:
+        TileSpecMismatchError: it was not made for such tiles.
+    """
+    resolved = spec.resolved(row.default_size_px, row.default_mpp)
+    require_tiles(row, resolved.size_px or 0, resolved.mpp or 0, allow_mismatch=spec.allow_mismatch)
+    return resolved
+
+
+def slide_facts(slides: Sequence[Path], label: str | None, names: Pseudonyms | None) -> dict[str, SlideFacts]:
+    """What the cohort tables among the slides say, by slide_id.
+
+    Raises:
+        InputError: a label, and no table that could have it.
+        CohortError: a table that cannot be used, or none of its rows has a label.
+    """
+    tables = [read_cohort(path, names) for path in slides if path.suffix.lower() == ".csv"]
+    if label is not None and not tables:
+        message = f"--label {label} is a column, and --slides names no cohort table (.csv) that could have it"
+        raise InputError(message)
+    facts = {}
+    for cohort in tables:
+        labels = cohort.labels(label) if label is not None else None
+        for slide_id, patient_id, site in cohort.table[["slide_id", "patient_id", "site"]].itertuples(index=False):
+            facts[slide_id] = SlideFacts("" if labels is None else str(labels[slide_id]), patient_id, site)
+    return facts
 
 
 def sample_slides(sources: Sequence[SlideSource], facts: Mapping[str, SlideFacts], how: Sampling) -> Sampled:
     """Takes tiles from each slide; the choice depends on a slide's content, its label and the seed, not on its name.
 
-    A tile belongs to a label where at least `tiles.min_tissue` of it does. Slides without a label, or without an
-    annotation, are left out with a note.
+    A tile belongs to a label where at least `tiles.min_tissue` of the field of every backbone does. Slides without a
+    label, or without an annotation, are left out with a note.
     """
+    if how.annotations is None:
+        _require_known(how, {one.label for one in facts.values()} - {""})
     unlabelled = [one for one in sources if how.annotations is None and not _label(one, facts, how)]
-    bare = [one for one in sources if how.annotations is not None and not _annotation(one, how).exists()]
+    bare = [one for one in sources if how.annotations is not None and not _is_there(_annotation(one, how))]
     asked = [one for one in sources if one not in (*unlabelled, *bare)]
     calls = {
         one: isolated(one.path, how.limits.for_whole_slide(), how.workers, _sample, one, _label(one, facts, how), how)
@@ -146,12 +225,16 @@ def sample_slides(sources: Sequence[SlideSource], facts: Mapping[str, SlideFacts
             except SlideError as error:
                 logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
                 failures.append(Failure.of(source.slide_id, error))
-    rows = [row for slide_id in sorted(samples) for row in _rows(samples[slide_id], facts.get(slide_id, SlideFacts()))]
+    if how.annotations is None:
+        _require_one_label(samples, facts)
+    elif samples:
+        _require_known(how, {name for one in samples.values() for name in one.drawn})
+    rows = [row for name in sorted(samples) for row in _rows(samples[name], facts.get(name, SlideFacts()))]
     if not rows:
         what = "of a label under the annotations" if how.annotations else "of labelled tissue"
         message = f"no tile {what} in {len(sources)} slides ({len(failures)} failed); look at them with pathfm tile"
         raise InputError(message)
-    notes = _notes(unlabelled, bare, list(samples.values()))
+    notes = _notes(unlabelled, bare, list(samples.values())) + _strays(sources, how)
     return Sampled(pd.DataFrame(rows), {name: one for name, one in samples.items() if one.labels}, failures, notes)
 
 
@@ -161,31 +244,27 @@ def slide_units(sampled: Sampled, spec: TileSpec, how: Sampling) -> list[Unit]:
     for slide_id, rows in sampled.tiles.groupby("slide_id").indices.items():
         sample = sampled.slides[str(slide_id)]
         tiles = sample.tiles(spec)
-        facts = {
-            "slide": sample.digest,
-            "mpp": sample.mpp,
-            "size_px": tiles.size_px,
-            "tile_mpp": tiles.mpp,
-            "coords": tiles.coords.tolist(),
-        }
-        units.append(Unit(str(slide_id), facts, np.sort(rows).astype(np.int64), _Reading(sample, tiles, how)))
+        scale = f"{sample.digest} {sample.mpp!r} {tiles.size_px} {tiles.mpp!r}"
+        keys = tuple(f"{scale} {x} {y}" for x, y in tiles.coords.tolist())
+        units.append(Unit(str(slide_id), keys, np.sort(rows).astype(np.int64), _Reading(sample, tiles, how)))
     return units
 
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """Reads the tiles of a slide, as an extraction does."""
+    """Reads tiles of a slide, as an extraction does."""
 
     sample: SlideSample
     tiles: Tiles
     how: Sampling
 
-    def __call__(self) -> Iterator[TileSome]:
+    def __call__(self, rows: Integers) -> Iterator[TileSome]:
         source, how = self.sample.source, self.how
-        for batch in TileReads(source, self.tiles, how.batch_size, how.workers, how.limits, reader=how.reader):
-            rows = np.arange(batch.start, batch.stop)
-            failures = [_failure(source, self.tiles.coords[row]) for row in rows[batch.failed]]
-            yield TileSome(rows[~batch.failed], batch.pixels, failures)
+        tiles = replace(self.tiles, coords=self.tiles.coords[rows], coverage=self.tiles.coverage[rows])
+        for batch in TileReads(source, tiles, how.batch_size, how.workers, how.limits, reader=how.reader):
+            some = rows[batch.start : batch.stop]
+            failures = [_failure(source, self.tiles.coords[row]) for row in some[batch.failed]]
+            yield TileSome(some[~batch.failed], batch.pixels, failures)
 
 
 def _failure(source: SlideSource, corner: NDArray[np.int32]) -> Failure:
@@ -199,42 +278,84 @@ def _sample(source: SlideSource, label: str, how: Sampling) -> SlideSample:
     with opened(source, how.reader) as slide:
         for spec in how.specs:
             require_scan_fine_enough(slide, spec)
-        masks = _masks(slide, source, label, how)
+        masks, drawn = _masks(slide, source, label, how)
         digest = slide_digest(source.path)
-        grids = {name: _grid(slide, mask, how) for name, mask in masks.items()}
-        counts: dict[tuple[int, int], int] = {}
-        for coords in grids.values():
-            for x, y in coords.tolist():
-                counts[x, y] = counts.get((x, y), 0) + 1
-        rows = []
-        for name, coords in grids.items():
-            alone = [(y, x, name) for x, y in coords.tolist() if counts[x, y] == 1]
-            rows += _chosen(alone, f"{how.seed} {digest} {name}", how.most)
-        rows.sort()
         extent_px0 = (how.widest.size_px or 0) * (how.widest.mpp or 0) / slide.mpp
-        centres = np.array([(x, y) for y, x, _ in rows], np.float64).reshape(-1, 2) + extent_px0 / 2
-        labels = tuple(name for *_, name in rows)
-        of_two = sum(count > 1 for count in counts.values())
-        return SlideSample(source, digest, slide.mpp, labels, centres, len(counts) - of_two, of_two)
+        grids = [tile_slide(slide, mask, how.widest).coords for mask in masks.values()]
+        corners = np.unique(np.concatenate([np.zeros((0, 2), np.int32), *grids])[:, ::-1], axis=0)[:, ::-1]
+        centres = corners + extent_px0 / 2
+        # by label whether each tile's field has enough of it, for every backbone
+        enough = {name: _enough(slide, mask, centres, how) for name, mask in masks.items()}
+        of_any = sum((one.any(axis=0).astype(np.int64) for one in enough.values()), np.zeros(len(corners), np.int64))
+        chosen, found = [], 0
+        for name, each in enough.items():
+            alone = np.flatnonzero(each.all(axis=0) & (of_any == 1))
+            chosen += [(row, name) for row in _chosen(alone, f"{how.seed} {digest} {name}", how.most).tolist()]
+            found += len(alone)
+        chosen.sort()
+        return SlideSample(
+            source,
+            digest,
+            slide.mpp,
+            tuple(name for _, name in chosen),
+            centres[[row for row, _ in chosen]],
+            found,
+            int((of_any > 1).sum()),
+            int((of_any == 1).sum()) - found,
+            drawn,
+        )
 
 
-def _masks(slide: Slide, source: SlideSource, label: str, how: Sampling) -> dict[str, TissueMask]:
+def _enough(slide: Slide, mask: TissueMask, centres_px0: NDArray[np.float64], how: Sampling) -> NDArray[np.bool_]:
+    """Whether the field around each centre is enough of the label, bool (s, n), of each distinct spec, the widest first."""
+    fields = sorted({((one.size_px or 0) * (one.mpp or 0), one.min_tissue) for one in how.specs}, reverse=True)
+    touching = 0 if how.annotations is None else _LEAST_DRAWN
+    each = []
+    for width_um, least in fields:
+        corners, extent_px0 = _corners(centres_px0, width_um / slide.mpp), width_um / slide.mpp
+        each.append(mask.coverage(corners[:, 0], corners[:, 1], extent_px0, slide.mpp) >= max(least - 1e-9, touching))
+    enough = np.stack(each)
+    # the grid of tissue also has what could not be read when tissue was sought: reading it shall fail, and say so
+    return enough if how.annotations is not None else enough | ~enough[0]
+
+
+def _corners(centres_px0: NDArray[np.float64], extent_px0: float) -> NDArray[np.int32]:
+    """The corners of tiles of one width; rounded down, so what lies inside the field of the widest lies inside the scan."""
+    return np.floor(centres_px0 - extent_px0 / 2 + 1e-6).astype(np.int32)
+
+
+def _masks(
+    slide: Slide, source: SlideSource, label: str, how: Sampling
+) -> tuple[dict[str, TissueMask], tuple[str, ...]]:
+    """Where each label is that is asked for, and which classes are drawn."""
     if how.annotations is None:
-        return {label: tissue_of(slide, how.tissue)}
+        return {label: tissue_of(slide, how.tissue)}, ()
     drawn = annotations_from_geojson(_annotation(source, how), slide, how.tissue)
-    return {name: mask for name, mask in drawn.items() if how.classes is None or name in how.classes}
+    return {name: mask for name, mask in drawn.items() if how.classes is None or name in how.classes}, tuple(drawn)
 
 
-def _grid(slide: Slide, mask: TissueMask, how: Sampling) -> NDArray[np.int32]:
-    tiles = tile_slide(slide, mask, how.widest)
-    return tiles.coords if how.annotations is None else tiles.coords[tiles.coverage > 0]
-
-
-def _chosen(rows: list[tuple[int, int, str]], seed: str, most: int) -> list[tuple[int, int, str]]:
+def _chosen(rows: Integers, seed: str, most: int) -> Integers:
     if len(rows) <= most:
         return rows
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-    return [rows[at] for at in np.sort(generator.choice(len(rows), most, replace=False))]
+    return rows[np.sort(generator.choice(len(rows), most, replace=False))]
+
+
+def _require_one_label(samples: Mapping[str, SlideSample], facts: Mapping[str, SlideFacts]) -> None:
+    seen: dict[str, str] = {}
+    for name, sample in samples.items():
+        other = seen.setdefault(sample.digest, name)
+        if facts[other].label != facts[name].label:
+            labels = f"{facts[other].label} and {facts[name].label}"
+            message = f"{other} and {name} are the same scan under the labels {labels}; keep one, or give them one"
+            raise InputError(message)
+
+
+def _require_known(how: Sampling, known: set[str]) -> None:
+    for name in how.classes or ():
+        if name not in known:
+            kind = "label"
+            raise UnknownNameError(kind, name, known, "pass --classes some of these")
 
 
 def _label(source: SlideSource, facts: Mapping[str, SlideFacts], how: Sampling) -> str:
@@ -247,10 +368,24 @@ def _annotation(source: SlideSource, how: Sampling) -> Path:
     """The file of a slide; one of its pseudonym counts before one of its original id."""
     names = [name for name in (source.slide_id, source.original_id) if name]
     paths = [(how.annotations or source.path.parent) / f"{name}.geojson" for name in names]
-    return next((path for path in paths if path.exists()), paths[-1])
+    return next((path for path in paths if _is_there(path)), paths[-1])
 
 
-def _rows(sample: SlideSample, facts: SlideFacts) -> list[dict[str, str]]:
+def _is_there(path: Path) -> bool:
+    return path.is_symlink() or path.exists()  # a link to nowhere is one that cannot be read, not the lack of one
+
+
+def _strays(sources: Sequence[SlideSource], how: Sampling) -> list[str]:
+    """Annotations of no slide; without their names where those of slides are pseudonyms."""
+    if how.annotations is None:
+        return []
+    names = {name for one in sources for name in (one.slide_id, one.original_id)}
+    strays = sorted(path.name for path in how.annotations.glob("*.geojson") if path.stem not in names)
+    named = "" if any(one.original_id for one in sources) else f": {_some(strays)}"
+    return [f"{len(strays)} .geojson files are called like no slide and are left out{named}"] if strays else []
+
+
+def _rows(sample: SlideSample, facts: SlideFacts) -> list[dict[str, str | bool]]:
     slide_id = sample.source.slide_id
     return [
         {
@@ -260,6 +395,8 @@ def _rows(sample: SlideSample, facts: SlideFacts) -> list[dict[str, str]]:
             "patient_id": facts.patient_id,
             "site": facts.site,
             "digest": sample.digest,
+            "pixels": f"{sample.digest}@{x:.0f},{y:.0f}",
+            "flat": False,
         }
         for label, (x, y) in zip(sample.labels, sample.centres_px0.tolist(), strict=True)
     ]
@@ -267,17 +404,20 @@ def _rows(sample: SlideSample, facts: SlideFacts) -> list[dict[str, str]]:
 
 def _notes(unlabelled: Sequence[SlideSource], bare: Sequence[SlideSource], samples: Sequence[SlideSample]) -> list[str]:
     taken, found = sum(len(one.labels) for one in samples), sum(one.found for one in samples)
-    of_two = sum(one.of_two for one in samples)
+    of_two, of_few = sum(one.of_two for one in samples), sum(one.of_few for one in samples)
     empty = [one.source.slide_id for one in samples if not one.labels]
     counts = {
-        f"slides without a label that is asked for are left out: {_some(unlabelled)}": len(unlabelled),
-        f"slides without an annotation are left out: {_some(bare)}": len(bare),
-        f"slides have no tile with enough of a label: {', '.join(empty[:5])}": len(empty),
+        f"slides without a label that is asked for are left out: {_some([one.slide_id for one in unlabelled])}": len(
+            unlabelled
+        ),
+        f"slides without an annotation are left out: {_some([one.slide_id for one in bare])}": len(bare),
+        f"slides have no tile with enough of a label: {_some(empty)}": len(empty),
         "tiles under annotations of two classes are left out": of_two,
+        "tiles are left out, for the field of some backbone holds too little of their label": of_few,
     }
     sampled = [f"{taken} of {found} tiles are a random sample, by --max_tiles and --seed"] if taken < found else []
     return [f"{count} {what}" for what, count in counts.items() if count] + sampled
 
 
-def _some(sources: Sequence[SlideSource]) -> str:
-    return ", ".join(one.slide_id for one in sources[:5]) + (" and more" if len(sources) > 5 else "")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" and more" if len(names) > 5 else "")

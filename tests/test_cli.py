@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pathfm.cli import COMMANDS, command_parser, main
+from pathfm.cli import COMMANDS, _settings, command_parser, main
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -134,3 +134,51 @@ def test_mag_is_sugar_for_an_mpp(tmp_path: Path, words: list[str]) -> None:
 
 def test_a_mag_that_is_no_number_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--mag is 'high'" in error_of(capsys, "tile", "--slides", "x", "--out", "o", "--mag", "high")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--embeddings", "a", "--embeddings", "b"], ["a", "b"]),
+        (["--embeddings=a", "--label", "y", "--embeddings", "b", "[c"], ["a", "b", "[c"]),
+        (["--embeddings", '["a"]', "--embeddings=b"], ["a", "b"]),
+        (["--embeddings", "2024", "--embeddings", "[1] b"], ["2024", "[1] b"]),
+    ],
+)
+def test_a_list_option_that_is_repeated_has_the_values_of_all(words: list[str], wanted: list[str]) -> None:
+    parser, _ = command_parser("train")
+    settings = _settings(parser, "train", ["--cohort", "c", "--label", "x", "--out", "o", *words])
+    assert [str(path) for path in settings.embeddings] == wanted
+
+
+@pytest.mark.parametrize("text", ["embeddings: folder", "embeddings: [folder]", "embeddings:\n- folder"])
+def test_a_config_that_has_a_value_alone_for_a_list_is_read_as_before_it_was_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"{text}\nlabel: cancer\n")
+    parser, _ = command_parser("train")
+    words = ["--config", str(tmp_path / "c.yaml"), "--cohort", "c", "--out", "o"]
+    assert _settings(parser, "train", words).embeddings == [Path("folder")]
+    assert _settings(parser, "train", [*words, "--embeddings", "a", "--embeddings", "b"]).embeddings == [
+        Path("a"),
+        Path("b"),
+    ]
+    parser, _ = command_parser("verify")  # of which it is no list
+    (tmp_path / "c.yaml").write_text("embeddings: folder\nslides: here\n")
+    settings = _settings(parser, "verify", ["--config", str(tmp_path / "c.yaml")])
+    assert (settings.embeddings, settings.slides) == (Path("folder"), [Path("here")])
+
+
+def test_backbones_as_a_list_in_a_config_are_told_how_to_be_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("backbone: [uni, virchow2]\n")
+    words = ["extract", "--config", str(tmp_path / "c.yaml"), "--slides", "x", "--out", str(tmp_path / "out")]
+    assert 'write it as one text, backbone: "uni,virchow2"' in error_of(capsys, *words)
+
+
+@pytest.mark.parametrize("names", ["colour,", ",colour", "colour,,resnet50"])
+def test_an_empty_name_among_backbones_is_said_to_be_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, names: str
+) -> None:
+    (tmp_path / "a.svs").touch()
+    words = ["extract", "--slides", str(tmp_path), "--out", str(tmp_path / "out"), "--backbone", names]
+    assert "--backbone has an empty name between its commas" in error_of(capsys, *words)

@@ -374,3 +374,36 @@ def test_imported_embeddings_are_drawn_and_reported_with_what_they_lack(
     page = tmp_path / "report.html"
     report(out=page, crossval=imported.crossval, embeddings=[imported.embeddings], cohort=imported.cohort)
     assert "no mean colour" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("virchow2:cls", "virchow2"),
+        ("Virchow2", "virchow2"),
+        ("Virchow2-cls", "virchow2"),
+        ("uni2-h@abc", "uni2-h"),
+        ("conch_v15", "conch-v1.5"),
+        ("pathology/mahmood_uni", "uni"),
+        ("uni_v2-mine", "uni2-h"),
+        ("virchow_v2", "virchow2"),
+    ],
+)
+def test_a_licence_is_found_by_every_name_of_a_backbone(name: str, row: str) -> None:
+    assert licence_of(name) == replace(BACKBONES[row].terms, backbone=name)
+
+
+@pytest.mark.parametrize("name", ["virchow-v2", "virchow-2", "Virchow-V3", "gigapath-2.0", "virchowx", "hf-hub:a/uni"])
+def test_a_name_that_may_be_of_a_later_version_has_no_licence_of_an_earlier_one(name: str) -> None:
+    assert licence_of(name) == Licence(name)
+
+
+def test_another_output_is_named_with_a_colon_and_has_its_own_width(tmp_path: Path) -> None:
+    folder = trident(tmp_path / "features_virchow2", "s1", features=np.tile(FEATURES, 160))
+    asked: dict[str, Any] = {"features": folder, "mpp": 0.5, "tile_mpp": 0.5}
+    (made,) = import_embeddings(out=tmp_path / "out", backbone="virchow2:cls", **asked).folders
+    assert made.name.startswith("virchow2--cls-")
+    wide = trident(tmp_path / "features_midnight12k", "s1", features=np.tile(FEATURES, 384))
+    message = failure(tmp_path / "b", features=wide, mpp=0.5, tile_mpp=0.5)
+    assert "3072 numbers a tile, midnight-12k:cls (cls) gives 1536" in message
+    assert "such as midnight-12k-cls" in message

@@ -384,3 +384,31 @@ def test_a_stale_recipe_names_the_key_that_differs() -> None:
     assert recipe_differences(other, RECIPE) == ["tiles.mpp is 1.0, wanted 0.5"]
     with pytest.raises(EmbeddingsStaleError, match=r"tiles\.mpp is 1\.0, wanted 0\.5"):
         require_one_recipe([(None, embeddings()), (None, embeddings(recipe=other))])  # type: ignore[list-item]
+
+
+def test_a_file_with_the_recipe_of_several_backbones_is_damaged(tmp_path: Path) -> None:
+    for joined in ([RECIPE, RECIPE], [], 5, ["x"], [{}]):
+        write_embeddings(tmp_path / "a.h5", embeddings(recipe=RECIPE | {"joined": joined}))
+        with pytest.raises(EmbeddingsDamagedError, match="a file is of one"):
+            read_embeddings(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("joined", [[5], ["ab"], [None, RECIPE], 5, "x", {}, []])
+def test_recipes_that_join_what_are_no_recipes_are_just_different(joined: Any) -> None:
+    others = [[RECIPE], [RECIPE, RECIPE], [6], "y", None]
+    for other in others:
+        (line,) = recipe_differences({"joined": joined}, {"joined": other})
+        assert line.startswith("joined is ")
+    assert recipe_differences({"joined": joined}, {"joined": joined}) == []
+
+
+def test_a_licence_in_the_recipe_of_a_newer_file_says_nothing(tmp_path: Path) -> None:
+    """An empty list is unknown, whatever stands elsewhere."""
+    free = RECIPE | {"backbone": RECIPE["backbone"] | {"licence": "MIT"}}
+    path = tmp_path / "a.h5"
+    write_embeddings(path, embeddings(recipe=free))
+    with h5py.File(path, "a") as file:
+        file.attrs["licences"] = "[]"
+        file.attrs["metadata_sha256"] = metadata_sha256(dict(file.attrs), file["failed"][:])
+    reseal(path)
+    assert read_embeddings(path).licences == (Licence("colour"),)

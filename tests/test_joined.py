@@ -27,6 +27,7 @@ from pathfm.crossval import crossval
 from pathfm.embeddings import read_embeddings, write_embeddings
 from pathfm.errors import (
     CohortError,
+    EmbeddingsDamagedError,
     EmbeddingsStaleError,
     InputError,
     LeakageError,
@@ -140,7 +141,7 @@ def _moved(two: Two) -> dict[str, Any]:
     ("changes", "says"),
     [
         (_moved, r"their tiles differ \(30 and 30\)"),
-        (lambda _: {"failed": np.array([[7, 7]], np.int32)}, r"other tiles failed \(0 and 1\)"),
+        (lambda _: {"failed": np.array([[7, 7]], np.int32)}, r"failed \(0 and 1\); delete \S+/sown-\w+/p03-0\.h5, then extract"),
         (lambda _: {"slide_digest": "sha256:" + 64 * "0"}, r"made from different files \(sha256:\w{8} and sha256:0{8}\)"),
         (lambda _: {"slide_size_px0": (9999, 9999)}, "made from different files"),
         (lambda _: {"mpp": 0.25}, r"scales differ \(0\.5 and 0\.25 microns"),
@@ -159,6 +160,39 @@ def test_files_of_other_tiles_are_refused_with_slide_folders_difference_and_reme
         BagDataset([two.files("p03-0")])[0]
     with pytest.raises(EmbeddingsStaleError, match=line):
         read_joined(two.files("p03-0"))
+
+
+@pytest.mark.parametrize("digest", ["", "quick:1234:" + 64 * "0"])
+def test_digests_that_are_of_another_kind_or_not_known_are_no_difference(two: Two, digest: str) -> None:
+    """As where one cache was made with --digest quick, or imported without the slides."""
+    two.rewrite_second("p03-0", slide_digest=digest, **({} if digest else {"slide_size_px0": (0, 0)}))
+    first, second = two.files("p03-0")
+    known = read_embeddings(first)
+    for files, wanted in (((first, second), known.slide_digest), ((second, first), digest or known.slide_digest)):
+        joined = read_joined(files)
+        assert joined.slide_digest == wanted
+        assert joined.slide_size_px0 == known.slide_size_px0
+    for folders in (two.folders, two.folders[::-1]):
+        slides = labelled_slides(read_cohort(two.table), folders, "cancer")
+        assert (slides.table["slide_digest"] != "").all()
+
+
+def test_a_file_that_is_not_proven_is_not_opened_to_find_the_recipe_of_its_cache(two: Two) -> None:
+    path = two.second.file("p00-0")  # the first of its cache
+    data = bytearray(path.read_bytes())
+    data[data.index(read_embeddings(path).features.tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(EmbeddingsDamagedError, match=r"p00-0\.h5"):
+        find_caches(two.folders)
+
+
+def test_more_licences_than_a_model_passes_on_are_refused_before_it_is_trained(two: Two) -> None:
+    two.rewrite_second("p03-0", licences=tuple(Licence(f"b{k}") for k in range(63)))
+    with pytest.raises(LicenceError, match=r"sown-\w+ state 65 different licences, and a model passes on 64 at most"):
+        two.train()
+    assert not (two.root / "model").exists()
+    two.rewrite_second("p03-0", licences=tuple(Licence(f"b{k}") for k in range(62)))
+    assert len(read_model(two.train()).licences) == 64
 
 
 def test_caches_of_other_tiles_or_of_one_backbone_twice_are_refused(two: Two, embeddings_cohort: Make) -> None:
@@ -326,8 +360,9 @@ def test_a_study_goes_from_slides_through_two_backbones_to_one_head_and_back(
     pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
     more = {"tiles": TileSpec(size_px=64, mpp=1.0), "training": QUICK, "device": "cpu", "folds": 2, "top_tiles": 1}
     cohort, out = tmp_path / "cohort.csv", tmp_path / "out"
-    with pytest.raises(LicenceError, match=r"refuses a study with colour, sown: .*sown.*CC-BY-NC-ND"):
-        run(cohort, "cancer", out, f"colour,{sown}", require_license="permissive", **more)
+    for device in ("cpu", "cpu,cpu"):
+        with pytest.raises(LicenceError, match=r"refuses a study with colour, sown: .*sown.*CC-BY-NC-ND"):
+            run(cohort, "cancer", out, f"colour,{sown}", require_license="permissive", **more | {"device": device})
     assert not list(out.rglob("*.h5"))
     run(cohort, "cancer", out, f"colour,{sown}", **more)
     assert caplog.text.count("inherits their terms") == 1
@@ -347,3 +382,10 @@ def test_a_study_goes_from_slides_through_two_backbones_to_one_head_and_back(
     assert from_slides["prob_1"].tolist() == from_files["prob_1"].tolist()
     again = heatmap(out / "crossval", [cohort], caches, out / "heatmaps", out / "model", top_tiles=1)
     assert (again["why"] == "").all()
+
+    train(cohort, caches, "cancer", tmp_path / "swapped", training=QUICK)
+    folds = pd.read_csv(out / "crossval" / "folds.csv", dtype=str)
+    folds.assign(fold=folds["fold"].mask(folds["slide_id"] == "s3", "")).to_csv(out / "crossval" / "folds.csv")
+    pd.DataFrame(rows[2:]).to_csv(tmp_path / "two.csv", index=False)
+    drawn = heatmap(out / "crossval", [tmp_path / "two.csv"], caches, tmp_path / "c", tmp_path / "swapped", top_tiles=1)
+    assert drawn[["origin", "why"]].to_numpy().tolist() == [["out of fold", ""], ["seen in training", ""]]

@@ -65,8 +65,7 @@ HOUSE: dict[int, dict[str, str]] = {
     4: {
         "fit": "learning",
         "probetasks": "learning",
-        "probing": "learning",
-        "probetable": "learning",
+        "probescores": "learning",
         "probeplot": "learning",
         "scoring": "learning",
         "train": "learning",
@@ -76,7 +75,6 @@ HOUSE: dict[int, dict[str, str]] = {
         "tileimages": "imaging",
         "tilesamples": "imaging",
         "tilefeatures": "imaging",
-        "probetiles": "imaging",
         "rows": "imaging",
         "work": "imaging",
         "embed_cohort": "imaging",

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from pathfm.backbones import BACKBONES
-from pathfm.errors import InputError, SlideError
+from pathfm.backbones import BACKBONES, find_backbone
+from pathfm.errors import InputError, SlideError, UnknownNameError
 from pathfm.layouts import LAYOUTS, ForeignSlide, find_foreign, read_foreign
-from pathfm.layouts.names import OUR_NAMES
+from pathfm.layouts.names import OUR_NAMES, our_name
 
 N, DIM = 6, 8
 FEATURES = np.random.default_rng(0).normal(size=(N, DIM)).astype(np.float32)
@@ -326,7 +326,41 @@ def test_reading_is_a_picklable_call_that_imports_no_torch_for_hdf5(tmp_path: Pa
 
 def test_names_of_other_tools_lead_to_rows_of_the_table() -> None:
     assert set(OUR_NAMES.values()) <= set(BACKBONES)
-    assert not set(OUR_NAMES) & set(BACKBONES)
+    for name in OUR_NAMES:  # what a row has as an alias is not said again
+        with pytest.raises(UnknownNameError):
+            find_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("uni_v1", "uni"),
+        ("mahmood-uni2", "uni2-h"),
+        ("conch_v15", "conch-v1.5"),
+        ("pathology/mahmood_uni", "uni"),
+        ("Virchow2", "virchow2"),
+        ("virchow2:cls", "virchow2:cls"),
+        ("uni2-h@abc", "uni2-h@abc"),
+        ("midnight12k", "midnight-12k:cls"),
+        ("virchow_v2", "virchow2"),
+        ("UNIFeatures", "uni"),
+        ("hf-hub:owner/nowhere", "hf-hub:owner/nowhere"),
+        ("mine", "mine"),
+        ("virchow2-cls", "virchow2-cls"),
+    ],
+)
+def test_a_name_of_any_tool_is_ours_where_pathfm_has_the_backbone(name: str, ours: str) -> None:
+    assert our_name(name) == ours
+
+
+def test_an_encoder_of_several_may_be_asked_for_by_any_of_its_names(tmp_path: Path) -> None:
+    held = {"features__virchow_v2": FEATURES, "features__uni_v1": FEATURES + 1}
+    path = write_h5(tmp_path / "s.h5", coords=COORDS, **held)
+    for asked, wanted in (("virchow_v2", "virchow_v2"), ("Virchow2", "virchow_v2"), ("uni", "uni_v1")):
+        assert read_foreign(path, encoder=asked).encoder == wanted
+    for asked in (None, "conch"):
+        with pytest.raises(InputError, match="pass --backbone one of them"):
+            read_foreign(path, encoder=asked)
 
 
 def test_every_layout_is_named_as_the_table_names_it() -> None:

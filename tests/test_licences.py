@@ -91,7 +91,9 @@ def test_any_text_becomes_a_line_that_is_read_back_and_can_be_written(texts: tup
         value.encode()  # raises for what UTF-8 has not
 
 
-@pytest.mark.parametrize("recipe", [{}, {"backbone": 5}, {"backbone": {"name": 5, "licence": []}}, {"joined": 5}])
+@pytest.mark.parametrize(
+    "recipe", [{}, {"backbone": 5}, {"backbone": {"name": 5, "licence": []}}, {"joined": 5}, {"joined": [5]}]
+)
 def test_a_recipe_that_says_nothing_is_of_an_unknown_licence(recipe: dict[str, object]) -> None:
     assert licences_in_recipe(recipe) == (Licence("unknown"),)
 

@@ -10,6 +10,7 @@ import torch
 from conftest import RECIPE
 from safetensors.torch import load_file, save
 
+from pathfm.embeddings import recipe_sha256
 from pathfm.errors import ModelError
 from pathfm.files import sha256_file
 from pathfm.heads import HEADS, build_head, pack
@@ -214,3 +215,12 @@ def test_missing_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
         read_model(folder)
+
+
+def test_a_licence_in_the_recipe_of_a_newer_model_says_nothing(folder: Path) -> None:
+    recipe = RECIPE | {"backbone": {"name": "mine", "licence": "MIT"}}
+    _edit(folder, licences=[], recipe=recipe, recipe_sha256=recipe_sha256(recipe))
+    assert read_model(folder).licences == (Licence("mine"),)
+    both = {"backbone": {"name": "a+b"}, "joined": [recipe, {"backbone": {"name": "b", "licence": "MIT"}}]}
+    _edit(folder, licences=[], recipe=both, recipe_sha256=recipe_sha256(both))
+    assert read_model(folder).licences == (Licence("mine"), Licence("b"))

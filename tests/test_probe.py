@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +16,26 @@ import pytest
 from PIL import Image
 from pyramids import write_pyramid
 
+from pathfm import probescores
 from pathfm.backbones import BACKBONES, LoadedBackbone, load_backbone, register_backbone
 from pathfm.cli import main
+from pathfm.cohort import read_cohort
 from pathfm.errors import (
     BackboneError,
+    CohortError,
     InputError,
     LeakageError,
     SlidesFailedError,
     TileSpecMismatchError,
+    UnknownNameError,
     WeightsMissingError,
 )
 from pathfm.isolation import Limits
+from pathfm.outlines import annotations_from_geojson
 from pathfm.probe import probe
 from pathfm.probetasks import LABEL, SITE
 from pathfm.sources import find_slides
-from pathfm.tileimages import find_tile_images
+from pathfm.tileimages import find_tile_images, image_units, survey_tile_images
 from pathfm.tiles import TileSpec
 from pathfm.tilesamples import Sampling, SlideSample, sample_slides
 from pathfm.tissue import TissueSpec
@@ -48,6 +56,14 @@ def tile(label: str, site: str, seed: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     pixels = np.array(COLOURS[label]) + rng.integers(-25, 25, (TILE_PX, TILE_PX, 1)) - 40 * (site == "north")
     return pixels.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_strengths() -> Iterator[None]:
+    """Two C to choose from are as good here, and quicker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probescores, "STRENGTHS", (1e-3, 1e-1))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +125,8 @@ def test_backbones_are_judged_by_label_and_by_site(both: tuple[Path, pd.DataFram
     assert (results["high"] >= results["balanced_accuracy"]).all()
     assert set(results["n_tiles"]) == {PATIENTS * TILES}
     assert set(results["n_patients"]) == {PATIENTS}
-    pd.testing.assert_frame_equal(pd.read_csv(out / "probe.csv", keep_default_na=False), results, check_dtype=False)
+    written = pd.read_csv(out / "probe.csv", keep_default_na=False, na_values={"by_label": [""]})
+    pd.testing.assert_frame_equal(written, results, check_dtype=False)
     assert len(pd.read_csv(out / "differences.csv")) == 6
     with Image.open(out / "probe.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5
@@ -139,7 +156,7 @@ def test_the_order_of_files_does_not_matter_and_the_same_seed_gives_the_same_byt
     probe(tmp_path, f"colour, {vit}", images=images / "shuffled.csv", **FAST)
     for name in ("probe.csv", "differences.csv", "tiles.csv", "probe.png", "probe.json"):
         assert (tmp_path / name).read_bytes() == (both[0] / name).read_bytes(), name
-    probe(tmp_path, f"colour, {vit}", images=images / "shuffled.csv", **FAST, seed=1)
+    probe(tmp_path, images=images / "shuffled.csv", **FAST, seed=1)
     assert (tmp_path / "tiles.csv").read_bytes() != (both[0] / "tiles.csv").read_bytes()
 
 
@@ -152,19 +169,86 @@ def test_a_second_run_embeds_only_what_is_new(images: Path, tmp_path: Path, monk
         return embed(backbone, tiles)
 
     monkeypatch.setattr(LoadedBackbone, "embed", counted)
-    first = probe(tmp_path, images=images / "set", **FAST)
+    shutil.copytree(images / "set", tmp_path / "set")
+    given: dict[str, Any] = {"out": tmp_path / "out", "images": tmp_path / "set", **FAST}
+    first = probe(**given)
     assert sum(embedded) == PATIENTS * TILES
-    again = probe(tmp_path, images=images / "set", **FAST)
+    pd.testing.assert_frame_equal(first, probe(**given))
     assert sum(embedded) == PATIENTS * TILES
-    pd.testing.assert_frame_equal(first, again)
-    (kept,) = (tmp_path / "features").rglob("*.npy")
+    (kept,) = (tmp_path / "out" / "features").rglob("*.npy")
     whole = kept.read_bytes()
     assert np.load(kept).shape == (PATIENTS * TILES, BACKBONES["colour"].dim or 60)
     for spoilt in (whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], whole[:-1]):
         kept.write_bytes(spoilt)
-        pd.testing.assert_frame_equal(probe(tmp_path, images=images / "set", **FAST), first)
+        pd.testing.assert_frame_equal(probe(**given), first)
         assert kept.read_bytes() == whole
     assert sum(embedded) == 3 * PATIENTS * TILES
+    # one image is another now, and one is new: these two, and no other
+    Image.fromarray(tile("stroma", "south", 777)).save(tmp_path / "set" / "gland" / "t1.png")
+    Image.fromarray(tile("gland", "south", 778)).save(tmp_path / "set" / "gland" / "new.png")
+    changed = probe(**given)
+    assert sum(embedded) == 3 * PATIENTS * TILES + 2
+    pd.testing.assert_frame_equal(changed, probe(tmp_path / "fresh", images=tmp_path / "set", **FAST))
+
+
+def test_other_weights_under_the_same_name_are_another_backbone(images: Path, tmp_path: Path) -> None:
+    import timm
+    import torch
+
+    found = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        model = timm.create_model("test_vit", num_classes=0)
+        timm.models.save_for_hf(model, tmp_path / "vit", safe_serialization=True)
+        probe(tmp_path / "out", f"local-dir:{tmp_path}/vit", images=images / "table.csv", **FAST)
+        found.append((tmp_path / "out" / "probe.csv").read_text() + (tmp_path / "out" / "probe.json").read_text())
+    assert found[0] == found[2] != found[1]
+    kept = [np.load(path) for path in (tmp_path / "out" / "features").rglob("*.npy")]
+    assert len(kept) == 2
+    assert np.abs(kept[0] - kept[1]).max() > 0.1
+
+
+def test_an_image_that_changes_while_it_is_worked_on_fails(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images / "set", tmp_path / "set")
+    found, _ = find_tile_images(tmp_path / "set")
+    usable, _ = survey_tile_images(found, Limits(), 1)
+    Image.fromarray(tile("gland", "south", 777)).save(tmp_path / "set" / "gland" / "t1.png")
+    (unit,) = image_units(usable, 8, Limits(), 1)
+    some = list(unit.read(np.arange(len(usable))))
+    (failure,) = [failure for one in some for failure in one.failures]
+    assert (failure.slide_id, failure.reason) == ("gland/t1.png", "changed")
+    assert sum(len(one.rows) for one in some) == len(usable) - 1
+
+
+def test_one_backbone_is_in_memory_at_a_time(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Any]] = []
+
+    def watched(*arguments: Any) -> LoadedBackbone:
+        assert [one for one in loaded if one() is not None] == []
+        backbone = load_backbone(*arguments)
+        loaded.append(weakref.ref(backbone.model))
+        return backbone
+
+    monkeypatch.setattr("pathfm.probe.load_backbone", watched)
+    for name in ("one", "other"):
+        register_backbone(replace(BACKBONES["colour"], name=name))
+    try:
+        probe(tmp_path, "one,other", images=images / "set", **FAST)
+    finally:
+        for name in ("one", "other"):
+            del BACKBONES[name]
+    assert len(loaded) == 4
+
+
+def test_a_refused_run_leaves_no_figures_of_an_earlier_one(images: Path, tmp_path: Path) -> None:
+    names = {"probe.csv", "differences.csv", "probe.png", "probe.json", "tiles.csv", "failures.csv"}
+    probe(tmp_path, images=images / "set", **FAST)
+    with pytest.raises(InputError, match="--seed"):
+        probe(tmp_path, images=images / "set", **FAST, seed=-1)
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="fewer than --folds 30"):
+        probe(tmp_path, images=images / "set", **FAST | {"folds": 30})
+    assert names & {path.name for path in tmp_path.iterdir()} == {"failures.csv"}
 
 
 def test_patients_who_are_not_known_are_said_so(
@@ -183,9 +267,9 @@ def test_patients_who_are_not_known_are_said_so(
 
 def test_a_table_in_the_folder_speaks_for_it(images: Path, tmp_path: Path) -> None:
     (tmp_path / "tiles.csv").write_bytes((images / "table.csv").read_bytes())
-    found = find_tile_images(tmp_path)
+    found = find_tile_images(tmp_path)[0]
     assert found["patient_id"].nunique() == PATIENTS
-    assert find_tile_images(images / "set")["patient_id"].unique().tolist() == [""]
+    assert find_tile_images(images / "set")[0]["patient_id"].unique().tolist() == [""]
     with pytest.raises(InputError, match="is a column"):
         find_tile_images(images / "set", "organ")
     (tmp_path / "set" / "gland" / "deeper").mkdir(parents=True)
@@ -269,8 +353,93 @@ def test_one_image_under_two_patients_is_refused(images: Path, tmp_path: Path) -
     rows = table_of(images)
     (images / "copy.png").write_bytes((images / rows[0]["path"]).read_bytes())
     pd.DataFrame([*rows, rows[0] | {"path": "copy.png", "patient_id": "p9"}]).to_csv(images / "copies.csv", index=False)
-    with pytest.raises(LeakageError, match="are the same file under the patients"):
+    with pytest.raises(LeakageError, match="are the same pixels under the patients p9 and p0"):
         probe(tmp_path, images=images / "copies.csv", **FAST)
+
+
+def judged_rows(tmp_path: Path, rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, str]:
+    """What comes of a table, and its notes."""
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    results = probe(tmp_path / "out", images=tmp_path / "rows.csv", **FAST)
+    return results, " ".join(json.loads((tmp_path / "out" / "probe.json").read_text())["notes"])
+
+
+def test_the_same_pixels_in_another_file_are_the_same_image(images: Path, tmp_path: Path) -> None:
+    rows = [one | {"path": str(images / one["path"])} for one in table_of(images)]
+    with Image.open(rows[0]["path"]) as first:
+        first.convert("RGBA").save(tmp_path / "again.png")
+    again = rows[0] | {"path": str(tmp_path / "again.png")}
+    with pytest.raises(LeakageError, match="are the same pixels under the patients"):
+        judged_rows(tmp_path, [*rows, again | {"patient_id": "p9"}])
+    with pytest.raises(InputError, match="are the same pixels under the labels"):
+        judged_rows(tmp_path, [*rows, again | {"label": "stroma"}])
+    results, notes = judged_rows(tmp_path, [*rows, again])
+    assert set(results["n_tiles"]) == {PATIENTS * TILES + 1}
+    assert "1 tiles have the same pixels as another" in notes
+    (tmp_path / "link.png").symlink_to(rows[0]["path"])
+    with pytest.raises(InputError, match="are one file; name it once"):
+        judged_rows(tmp_path, [*rows, rows[0] | {"path": "link.png"}])
+
+
+def test_tiles_of_one_colour_may_be_of_several_patients_and_are_said(images: Path, tmp_path: Path) -> None:
+    rows = [one | {"path": str(images / one["path"])} for one in table_of(images)]
+    for number, label in enumerate(("gland", "stroma")):
+        Image.new("RGB", (TILE_PX, TILE_PX), "white").save(tmp_path / f"{number}.png")
+        rows.append(rows[0] | {"path": f"{number}.png", "label": label, "patient_id": f"p{number}"})
+    results, notes = judged_rows(tmp_path, rows)
+    assert set(results["n_tiles"]) == {PATIENTS * TILES + 2}
+    assert "2 tiles are of one colour alone" in notes
+
+
+def test_na_is_no_patient_no_site_and_no_label(images: Path, tmp_path: Path) -> None:
+    rows = [one | {"path": str(images / one["path"])} for one in table_of(images)]
+    rows[0] |= {"label": "NA"}
+    rows[1] |= {"patient_id": "nan", "site": "null"}
+    rows[-1] |= {"patient_id": "N/A"}
+    results, notes = judged_rows(tmp_path, rows)
+    assert "1 rows without a label are left out" in notes
+    assert "the patients of 2 of 35 tiles are not known" in notes
+    assert "site: 1 tiles have no site and are left out" in notes
+    assert figure(results, LABEL)["n_patients"] == PATIENTS + 2
+    assert set(json.loads((tmp_path / "out" / "probe.json").read_text())["classes"][SITE]) == {"north", "south"}
+    (tmp_path / "cohort.csv").write_text("slide_id,patient_id,site\na,p,NA\nb,q,here\n")
+    assert read_cohort(tmp_path / "cohort.csv").table["site"].tolist() == ["", "here"]
+    (tmp_path / "cohort.csv").write_text("slide_id,patient_id\na,p\nb,NaN\n")
+    with pytest.raises(CohortError, match="patient_id is empty in row 3"):
+        read_cohort(tmp_path / "cohort.csv")
+
+
+def test_what_lies_beside_the_labels_is_said(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images / "set", tmp_path / "set")
+    for name in ("loose.png", "gland/notes.txt"):
+        (tmp_path / "set" / name).write_bytes(b"x")
+    (tmp_path / "set" / "none").mkdir()
+    _, notes = find_tile_images(tmp_path / "set")
+    assert [note.partition(" ")[0] for note in notes] == ["1", "1", "1"]
+    assert "beside the folders" in notes[0]
+    assert "no .png" in notes[1]
+    assert notes[2].endswith("are no labels: none")
+
+
+def test_an_image_with_alpha_is_one_where_nothing_shows_through(tmp_path: Path) -> None:
+    pixels = np.dstack([tile("gland", "south", 0), np.full((TILE_PX, TILE_PX), 255, np.uint8)])
+    (tmp_path / "set" / "gland").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "set" / "gland" / "opaque.png")
+    pixels[0, 0, 3] = 254
+    Image.fromarray(pixels).save(tmp_path / "set" / "gland" / "through.png")
+    usable, failures = survey_tile_images(find_tile_images(tmp_path / "set")[0], Limits(), 1)
+    assert usable["tile"].tolist() == ["gland/opaque.png"]
+    assert [(one.slide_id, one.reason) for one in failures] == [("gland/through.png", "unsupported")]
+
+
+def test_a_typing_error_in_a_class_is_said(images: Path, cohort: Path, tmp_path: Path) -> None:
+    slides: dict[str, Any] = {"slides": [cohort / "cohort.csv"], "tiles": CUT, "max_tiles": 2, **FAST}
+    with pytest.raises(UnknownNameError, match="unknown label 'glande'; near: gland"):
+        probe(tmp_path, images=images / "set", classes=["gland", "stroma", "glande"], **FAST)
+    with pytest.raises(UnknownNameError, match="unknown label 'colom'; near: colon"):
+        probe(tmp_path, label="organ", classes=["colom", "stomach"], **slides)
+    with pytest.raises(UnknownNameError, match="unknown label 'strome'; near: stroma"):
+        probe(tmp_path, annotations=cohort / "annotations", classes=["gland", "strome"], **slides)
 
 
 @pytest.mark.parametrize(
@@ -374,12 +543,70 @@ def test_a_column_of_the_cohort_labels_whole_slides(cohort: Path, tmp_path: Path
 
 def test_each_backbone_gets_its_own_field_around_the_same_centres() -> None:
     centres = np.array([(100.0, 100.0), (301.5, 77.25)])
-    sample = SlideSample(None, "", 0.25, ("a", "b"), centres, 2, 0)  # type: ignore[arg-type]
+    sample = SlideSample(None, "", 0.25, ("a", "b"), centres, 2, 0, 0, ())  # type: ignore[arg-type]
     wide, narrow = sample.tiles(TileSpec(size_px=100, mpp=0.5)), sample.tiles(TileSpec(size_px=10, mpp=1.0))
     assert (wide.extent_px0, narrow.extent_px0) == (200, 40)
     assert wide.coords.tolist() == [[0, 0], [201, -23]]
     for one in (wide, narrow):
         assert np.abs(one.coords + one.extent_px0 / 2 - centres).max() < 1
+
+
+def test_the_field_of_every_backbone_has_enough_of_the_label(cohort: Path, tmp_path: Path) -> None:
+    """Rings: their middle is not annotated, so what is enough for a wide field is nothing for a narrow one."""
+    ring = np.array([[(256, 256)]]) + np.array([[(-200, -200), (200, -200), (200, 200), (-200, 200)]])
+    hole = np.array([[(256, 256)]]) + np.array([[(-40, -40), (40, -40), (40, 40), (-40, 40)]])
+    shape = {"type": "Polygon", "coordinates": [ring[0].tolist(), hole[0].tolist()]}
+    drawn = {"type": "Feature", "geometry": shape, "properties": {"classification": {"name": "ring"}}}
+    (tmp_path / "patient-0.geojson").write_text(json.dumps(drawn))
+    (source,) = find_slides([cohort / "patient-0.tiff"])
+    wide, narrow = TileSpec(size_px=192, mpp=0.5, stride_px=32), TileSpec(size_px=64, mpp=0.5)
+    kept = []
+    for specs in ((wide,), (wide, narrow)):
+        how = Sampling(specs, TissueSpec(), tmp_path, None, 999, 0, 1, Limits(), "auto", 8)
+        sampled = sample_slides([source], {}, how)
+        sample = sampled.slides["patient-0"]
+        with source.open() as slide:
+            (mask,) = annotations_from_geojson(tmp_path / "patient-0.geojson", slide, TissueSpec()).values()
+        for spec in specs:
+            tiles = sample.tiles(spec)
+            assert (mask.coverage(*tiles.coords.T, tiles.extent_px0, 0.5) >= 0.5).all()
+        kept.append((len(sampled.tiles), any("the field of some backbone" in note for note in sampled.notes)))
+    assert 0 < kept[1][0] < kept[0][0]
+    assert [noted for _, noted in kept] == [False, True]
+
+
+def test_annotations_that_cannot_be_meant_fail_or_are_named(cohort: Path, tmp_path: Path) -> None:
+    shutil.copytree(cohort / "annotations", tmp_path / "annotations")
+    far = {"type": "FeatureCollection", "features": [area("gland", 10**6, 10**6 + 500)]}
+    (tmp_path / "annotations" / "patient-0.geojson").write_text(json.dumps(far))
+    (tmp_path / "annotations" / "patient-1.geojson").unlink()
+    (tmp_path / "annotations" / "patient-1.geojson").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "annotations" / "patient-2.tiff.geojson").write_text("{}")
+    with pytest.raises(SlidesFailedError, match="2 of 6 slides failed"):
+        probe(
+            tmp_path / "out",
+            slides=[cohort / "cohort.csv"],
+            annotations=tmp_path / "annotations",
+            tiles=CUT,
+            max_tiles=4,
+            **FAST,
+        )
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert failures["slide_id"].tolist() == ["patient-0", "patient-1"]
+    assert failures["message"].str.contains("has no area inside the slide").tolist() == [True, False]
+    notes = " ".join(json.loads((tmp_path / "out" / "probe.json").read_text())["notes"])
+    assert "1 .geojson files are called like no slide and are left out: patient-2.tiff.geojson" in notes
+
+
+def test_one_scan_under_two_labels_or_patients_is_refused(cohort: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(cohort / "cohort.csv")
+    table["path"] = [str(cohort / name) for name in table["path"]]
+    (tmp_path / "again.tiff").write_bytes((cohort / "patient-0.tiff").read_bytes())
+    for patient, organ, error in (("name-0", "colon", InputError), ("other", "stomach", LeakageError)):
+        table.loc[len(table) if error is InputError else len(table) - 1] = ["again", patient, "again.tiff", organ]
+        table.to_csv(tmp_path / "cohort.csv", index=False)
+        with pytest.raises(error, match="the same"):
+            probe(tmp_path / "out", slides=[tmp_path / "cohort.csv"], label="organ", tiles=CUT, max_tiles=2, **FAST)
 
 
 def test_slides_that_cannot_be_used_are_listed(cohort: Path, tmp_path: Path) -> None:
@@ -414,7 +641,7 @@ def test_with_pseudonyms_no_name_comes_out(
     found = {path.name: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     assert {"probe.csv", "failures.csv", "pathfm-probe.yaml"} <= set(found)
     found |= {"stdout": said.out.encode(), "stderr": said.err.encode()}
-    assert [name for name, data in found.items() if b"zq" in data] == []
+    assert [name for name, data in found.items() if re.search(rb"zq(name|folder|sub|file|table)", data)] == []
 
 
 def test_embeddings_are_those_of_the_backbone(images: Path, vit: str, both: tuple[Path, pd.DataFrame]) -> None:

@@ -18,7 +18,7 @@ from pathfm.errors import EmbeddingsStaleError, InputError, ModelError
 from pathfm.heatmap import heatmap
 from pathfm.model import read_model, write_model
 from pathfm.report import interval, number, report
-from pathfm.report_data import gather
+from pathfm.report_data import _failures, gather
 from pathfm.train import train
 
 if TYPE_CHECKING:
@@ -273,3 +273,18 @@ def test_page_is_no_wider_than_the_window_of_a_phone_or_a_desktop(html: str, tmp
     needed, given = map(int, re.findall(r"<title>(\d+) of (\d+)</title>", dom)[0])
     assert given <= width_px
     assert needed <= given
+
+
+def test_the_failures_of_all_caches_are_listed_each_once(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first / "colour-1", second):
+        folder.mkdir(parents=True)
+    for folder, names in ((first, "xy"), (second, "yz")):
+        lines = [f"{name},/home/{name}.svs,truncated,/home/{name}.svs ends early" for name in names]
+        (folder / "failures.csv").write_text("\n".join(["slide_id,path,reason,message", *lines, ""]))
+    folders = [first, first / "colour-1", second]
+    rows = _failures(folders, None)
+    assert rows is not None
+    assert rows["slide_id"].tolist() == ["x", "y", "z"]
+    assert _failures(folders, second / "failures.csv")["slide_id"].tolist() == ["y", "z"]  # type: ignore[index]
+    assert _failures([tmp_path / "nowhere"], None) is None

@@ -21,6 +21,7 @@ from pathfm.backbones import BACKBONES, Backbone, LoadedBackbone, register_backb
 from pathfm.cli import main
 from pathfm.embed import extract_slide
 from pathfm.embed_cohort import embed_slides
+from pathfm.embeddings import read_embeddings, write_embeddings
 from pathfm.errors import (
     BackboneError,
     EmbeddingsBusyError,
@@ -289,6 +290,27 @@ def test_a_slide_that_was_replaced_has_both_of_its_files_set_aside_or_made_again
     assert [[path.name for path in one.iterdir()] for one in result.folders] == [["s0.h5.stale"]] * 2
 
 
+def test_tiles_that_cannot_be_read_for_a_backbone_that_is_added_leave_the_whole_file_of_the_other(
+    root: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_slides(tmp_path / "slides")
+    colour, other = embed_slides(find_slides([folder]), work(f"colour,{tiny}"), tmp_path / "out").folders
+    facts = read_embeddings(other / "s0.h5")
+    write_embeddings(other / "s0.h5", replace(facts, slide_digest="sha256:" + 64 * "0"))  # so that it is made again
+    following = TileReads.__next__
+
+    def broken(reads: TileReads) -> Any:
+        batch = following(reads)
+        return replace(batch, pixels=batch.pixels[:0], failed=np.ones_like(batch.failed))
+
+    monkeypatch.setattr(TileReads, "__next__", broken)
+    result = embed_slides(find_slides([folder]), work(f"colour,{tiny}"), tmp_path / "out")
+    assert [failure.reason for failure in result.failed] == ["corrupt tile"]
+    assert (colour / "s0.h5").exists()
+    assert (other / "s0.h5.stale").exists()
+    assert not (other / "s0.h5").exists()
+
+
 def test_embeddings_that_come_late_go_to_the_journal_of_their_backbone(
     root: Path, tiny: str, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,8 +397,14 @@ def test_slides_can_be_embedded_as_a_joined_recipe_says_in_its_order(
         plan_like(recipe, device="cpu")
     with pytest.raises(InputError, match="pass --backbone local-dir:/folder,colour"):
         plan_like(recipe, device="cpu", backbone="colour")
-    with pytest.raises(EmbeddingsStaleError, match="the recipe says: backbone"):
-        plan_like(recipe, device="cpu", backbone=f"colour,{tiny}")
+    swapped = plan_like(recipe, device="cpu", backbone=f"colour,{tiny}")
+    assert swapped == plan_like(recipe, device="cpu", backbone=f"{tiny},colour")
+    assert [part.name for part in swapped.parts] == [tiny, "colour"]
+    order = r"the recipe says: .*pass --backbone in the order local-dir:tiny,colour, or install the same weights"
+    with pytest.raises(EmbeddingsStaleError, match=order):
+        plan_like(
+            recipe | {"joined": [recipes[0] | {"reader": {}}, recipes[1]]}, device="cpu", backbone=f"{tiny},colour"
+        )
     starts = tiles_read(monkeypatch)
     result = extract_like(recipe, [root / "slides"], tmp_path, device="cpu", backbone=f"{tiny},colour")
     assert starts == [0, 0]  # a batch of 32 a slide

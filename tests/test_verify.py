@@ -158,3 +158,8 @@ def test_a_file_that_does_not_know_its_slide_is_not_called_compared(case: tuple[
     slides, folder = case
     write_embeddings(folder / "a.h5", replace(read_embeddings(folder / "a.h5"), slide_digest=""))
     assert verify(folder, [slides]).endswith("; 1 held against their slides; 1 do not say which slide they are of")
+
+
+def test_a_deep_proof_takes_one_of_several_devices(case: tuple[Path, Path]) -> None:
+    slides, folder = case
+    assert "4 of their tiles embedded again" in verify(folder, [slides], deep=2, device="cpu,cpu")

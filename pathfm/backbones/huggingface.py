@@ -82,6 +82,7 @@ def load_transformers(row: Backbone) -> nn.Module:
             config=config,
             state_dict=state,
             dtype=torch.float32,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
             **arguments,
@@ -158,7 +159,7 @@ def _config(row: Backbone, model_class: Any) -> Any:
         if kind is None:
             config = AutoConfig.from_pretrained(weights_folder(row), trust_remote_code=False)
         else:
-            config = kind.from_pretrained(weights_folder(row))
+            config = kind.from_pretrained(weights_folder(row), trust_remote_code=False)
     config.quantization_config = None
     said = {key: getattr(config, key, None) for key in row.arch_kwargs}
     differing = [f"{key} {said[key]}, its row {value}" for key, value in row.arch_kwargs.items() if said[key] != value]

@@ -36,7 +36,8 @@ def _encoder(source: Source, h5: GuardedH5) -> str:
     held = [name for name in h5.members("features") if not name.startswith("__tmp_")]
     if not held:
         raise refused(source.path, "holds coordinates and no features; run AtlasPatch's process")
-    wanted = [name for name in held if source.encoder in (name, our_name(name))]
+    asked = source.encoder
+    wanted = [name for name in held if name == asked] or [n for n in held if asked and our_name(n) == our_name(asked)]
     if len(wanted or held) == 1:
         return (wanted or held)[0]
     message = f"{source.path} holds features of {', '.join(held)}; pass --backbone one of them"

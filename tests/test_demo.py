@@ -106,12 +106,12 @@ def test_verify_proves_the_demos_embeddings(demo: Path) -> None:
 
 @pytest.fixture(scope="module")
 def users_folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README's user has: slides/, cohort.csv and the configs; whole slides of a dozen of the demo's patients."""
+    """What the README's user has: slides/, cohort.csv and the configs; whole slides of ten of the demo's patients."""
     folder = tmp_path_factory.mktemp("user")
     cohort = pd.read_csv(demo / "cohort" / "cohort.csv", dtype=str, keep_default_na=False)
     cohort = cohort[~cohort["slide_id"].isin(pd.read_csv(demo / "failures.csv")["slide_id"]) & (cohort["cancer"] != "")]
     cohort = cohort[
-        cohort["patient_id"].isin(cohort.groupby("cancer")["patient_id"].unique().map(lambda ids: list(ids[:6])).sum())
+        cohort["patient_id"].isin(cohort.groupby("cancer")["patient_id"].unique().map(lambda ids: list(ids[:5])).sum())
     ]
     cohort.to_csv(folder / "cohort.csv", index=False)
     (folder / "slides").mkdir()

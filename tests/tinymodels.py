@@ -34,7 +34,9 @@ class Weighted(nn.Module):
 
 def from_folder(row: Backbone, folder: Path, **changes: Any) -> Backbone:
     """A row whose weights lie in a folder, and are not those that it is pinned to."""
-    return dataclasses.replace(row, source=f"local-dir:{folder}", revision="main", weights_sha256="", n_params=None, **changes)
+    return dataclasses.replace(
+        row, source=f"local-dir:{folder}", revision="main", weights_sha256="", n_params=None, **changes
+    )
 
 
 def tiny_model() -> nn.Module:

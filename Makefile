@@ -9,8 +9,9 @@ demo: $(VENV)/installed
 	$(BIN)/pathfm demo --out demo
 
 test: lint
-	# a file stays with one worker, so the demo runs once; one thread a worker, so the two do not fight over the machine
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	# a file stays with one worker, so the demo runs once, and in their order, so it does not begin last;
+	# one thread a worker, so the two do not fight over the machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: $(VENV)/installed
 	# -rP prints what the tests counted

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -483,7 +482,7 @@ def unpack_slowly(bundle: Path, cache: Path, begun: Path) -> int:
 def test_an_unpack_that_is_killed_is_done_by_the_next(tmp_path: Path, bundle: Path, cache: Path) -> None:
     process = start(tmp_path / "said", unpack_slowly, bundle, cache, tmp_path / "begun")
     assert wait_for((tmp_path / "begun").exists), (tmp_path / "said").read_text()
-    os.kill(process.pid or 0, signal.SIGKILL)
+    process.kill()
     process.join()
     assert list(cache.rglob("*.tmp"))
     assert not weights_available(ROW)

@@ -91,6 +91,7 @@ def test_the_slide_without_tissue_has_a_file_without_tiles(demo: Path) -> None:
         assert file["features"].shape[0] == 0
 
 
+@pytest.mark.long
 def test_a_second_demo_does_only_what_has_changed(demo: Path) -> None:
     before = {
         path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.suffix in (".h5", ".safetensors", ".png")

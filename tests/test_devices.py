@@ -149,6 +149,7 @@ def test_ctrl_c_stops_all_devices_and_the_same_command_goes_on(tmp_path: Path) -
     assert len(result.done) + len(result.skipped) == 4
 
 
+@pytest.mark.long
 def test_a_script_without_a_guard_may_use_several_devices(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", 2)
     script = tmp_path / "script.py"

@@ -64,6 +64,7 @@ def test_a_study_run_again_does_only_what_has_changed(cohort: Path, tmp_path: Pa
     assert times(out, "heatmaps/*.png") != kept["heatmaps/*.png"]
 
 
+@pytest.mark.long
 def test_another_recipe_in_the_same_folder_is_not_mixed_with_the_first(cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     study(cohort, out)

@@ -154,12 +154,9 @@ def _config(row: Backbone, model_class: Any) -> Any:
     """
     from transformers import AutoConfig
 
-    kind = getattr(model_class, "config_class", None)
+    kind: Any = getattr(model_class, "config_class", None) or AutoConfig
     with _without_reports():
-        if kind is None:
-            config = AutoConfig.from_pretrained(weights_folder(row), trust_remote_code=False)
-        else:
-            config = kind.from_pretrained(weights_folder(row), trust_remote_code=False)
+        config = kind.from_pretrained(weights_folder(row), trust_remote_code=False)
     config.quantization_config = None
     said = {key: getattr(config, key, None) for key in row.arch_kwargs}
     differing = [f"{key} {said[key]}, its row {value}" for key, value in row.arch_kwargs.items() if said[key] != value]

@@ -15,6 +15,8 @@ from pathfm.errors import CohortError, LeakageError, UnknownNameError
 from pathfm.tables import known_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pathfm.privacy import Pseudonyms
 
 # Headers of CLAM (case_id, slide_id, label) and STAMP (PATIENT, FILENAME) are read as ours.
@@ -51,19 +53,33 @@ class Cohort:
     stated: frozenset[str]
     original_ids: tuple[str, ...] = ()
 
+    def cells(self, columns: Sequence[str], option: str = "label") -> pd.DataFrame:
+        """Columns as text, indexed by slide_id; "" where a cell is empty, or NA, N/A, NaN or null. 1.0 is written 1.
+
+        Args:
+            columns: their names.
+            option: of the command line, that named them.
+
+        Raises:
+            UnknownNameError: no such column; those of the table that are not pathfm's own are listed.
+        """
+        for column in columns:
+            if column not in self.stated or column in _KNOWN:
+                known = self.stated - set(_KNOWN)
+                kind = f"{option} column"
+                remedy = f"{self.source} has these columns; pass --{option} one of them"
+                raise UnknownNameError(kind, column, known, remedy)
+        table = self.table.set_index("slide_id")
+        return pd.DataFrame({column: known_text(table[column].map(_plain_number)) for column in columns})
+
     def labels(self, label: str) -> pd.Series[str]:
-        """The label of each slide, indexed by slide_id; "" where the cell is empty, or NA, N/A, NaN or null.
+        """The cells of a column that holds labels, as `cells` has them.
 
         Raises:
             UnknownNameError: no such column.
             CohortError: the column is empty in every row.
         """
-        if label not in self.stated or label in _KNOWN:
-            known = self.stated - set(_KNOWN)
-            raise UnknownNameError(
-                "label column", label, known, f"{self.source} has these columns; pass --label one of them"
-            )
-        values = known_text(self.table.set_index("slide_id")[label].map(_plain_number))
+        values = self.cells([label])[label]
         if not (values != "").any():
             message = f"{self.source}: column {label!r} is empty in every row; fill it, or pass another --label"
             raise CohortError(message)

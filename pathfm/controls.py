@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from pathfm.metrics import (
-    Figure,
-    Scored,
-    auroc_figure,
-    by_patient,
-    is_scored,
-    paired_auroc_difference,
-    scored_slides,
-)
+from pathfm.cohortfigures import by_patient, is_scored, scored_slides
+from pathfm.errors import InputError
+from pathfm.metrics import Figure, Scored, difference, figures
+from pathfm.targets import Classes, MultiLabel, Regression
+from pathfm.words import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
-    from numpy.typing import NDArray
+
+    from pathfm.targets import Scores, Target, Truth
 
 CONFOUNDED = "confounded, or not excluded"
 NOT_SEEN = "not seen"
@@ -41,89 +42,123 @@ def controls(
     predictions: pd.DataFrame,
     mean_rgb: Mapping[str, NDArray[np.floating[Any]]],
     site: Mapping[str, str],
-    classes: Sequence[str],
+    target: Target,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The blocks "controls" and "confounded" of metrics.json.
 
-    Each control is a logistic regression (L2, C = 1, classes balanced), trained on the other folds' slides and scored on
-    the fold, over the slides and folds of the model. AUROCs are by patient; the difference is model minus control over
-    the same resamples of patients. A control speaks against the model where its AUROC is at least 0.7, or where the lower
-    bound of the difference is not above 0.
+    Each control is a linear model of the same kind as the target, trained on the other folds' rows and scored on the
+    fold, over the rows and folds of the model: of classes and of each of several labels a logistic regression (L2, C = 1,
+    classes balanced), of a number a ridge regression. Its figure is the target's main one by patient; the difference is
+    model minus control over the same resamples of patients. A control speaks against the model where the lower bound of
+    the difference is not above 0, and also where the figure is an AUROC of at least 0.7; no such bound is known for the
+    figures of other kinds. Of survival there are no controls.
 
     Args:
-        predictions: a predictions table with the columns slide_id, patient_id, fold, label, prob_<class>.
+        predictions: a predictions table with the columns slide_id, patient_id, fold, label and `target.names`.
         mean_rgb: slide_id to the mean colour of its tissue tiles, float (3,); NaN or absent where not known.
         site: slide_id to its site; "" or absent where not known.
-        classes: the classes in order.
+        target: what was asked.
         seed: of the resampling, that of the model's figures.
     """
-    rows = predictions[is_scored(predictions, classes)].reset_index(drop=True)
-    slides = scored_slides(rows, classes)
-    folds = rows["fold"].to_numpy()
-    slide_ids = rows["slide_id"].astype(str)
+    rows = predictions[is_scored(predictions, target)].reset_index(drop=True)
+    ids = rows["slide_id"].astype(str)
+    known = {
+        "mean_colour": _colours([mean_rgb.get(one) for one in ids]),
+        "site": _sites([site.get(one, "") for one in ids]),
+    }
     blocks = {
-        "mean_colour": _colour_control(slides, folds, [mean_rgb.get(slide) for slide in slide_ids], seed),
-        "site": _site_control(slides, folds, [site.get(slide, "") for slide in slide_ids], seed),
+        name: _unavailable(what) if isinstance(what, str) else _control(name, what, rows, target, seed)
+        for name, what in known.items()
     }
     return {"controls": blocks, "confounded": _verdict(blocks)}
 
 
-def _colour_control(
-    slides: Scored, folds: NDArray[Any], colours: Sequence[NDArray[np.floating[Any]] | None], seed: int
-) -> dict[str, Any]:
+class _Known(NamedTuple):
+    """What a control knows of each row, (n, columns), and what makes numbers of it."""
+
+    features: NDArray[Any]
+    transformer: Any
+
+
+def _colours(colours: Sequence[NDArray[np.floating[Any]] | None]) -> _Known | str:
     known = [colour is not None and bool(np.isfinite(colour).all()) for colour in colours]
     if not all(known):
-        return _unavailable(
-            f"{known.count(False)} of {len(known)} slides have no mean colour in their embeddings file (imported?)"
-        )
-    features = np.array(colours, dtype=np.float64).reshape(len(colours), 3)
-    return _control("mean_colour", slides, folds, features, make_pipeline(StandardScaler(), _regression()), seed)
+        return f"{known.count(False)} of {len(known)} slides have no mean colour in their embeddings file (imported?)"
+    return _Known(np.array(colours, dtype=np.float64).reshape(len(colours), 3), StandardScaler())
 
 
-def _site_control(slides: Scored, folds: NDArray[Any], sites: Sequence[str], seed: int) -> dict[str, Any]:
+def _sites(sites: Sequence[str]) -> _Known | str:
     if not any(sites):
-        return _unavailable("the cohort states no site (column 'site')")
+        return "the cohort states no site (column 'site')"
     if len(set(sites)) == 1:
-        return _unavailable(f"all slides come from one site ({sites[0]})")
-    features = np.array(sites, dtype=object).reshape(-1, 1)
-    return _control(
-        "site", slides, folds, features, make_pipeline(OneHotEncoder(handle_unknown="ignore"), _regression()), seed
-    )
+        return f"all slides come from one site ({sites[0]})"
+    return _Known(np.array(sites, dtype=object).reshape(-1, 1), OneHotEncoder(handle_unknown="ignore"))
 
 
-def _control(
-    name: str, slides: Scored, folds: NDArray[Any], features: NDArray[Any], model: Any, seed: int
-) -> dict[str, Any]:
-    n_classes = slides.probabilities.shape[1]
+def _control(name: str, known: _Known, rows: pd.DataFrame, target: Target, seed: int) -> dict[str, Any]:
+    slides, folds = scored_slides(rows, target), rows["fold"].to_numpy()
+    learn = _learner(target)
+    if learn is None:
+        return _unavailable(f"there is no control for a target of the kind {target.kind}")
+    scores = np.empty_like(slides.scores)
     for fold in np.unique(folds):
-        if len(np.unique(slides.labels[folds != fold])) < n_classes:
-            return _unavailable(f"without fold {fold} a class has no slide left to train the control on")
-    probabilities = _out_of_fold(slides, folds, features, model)
-    control = by_patient(Scored(slides.labels, probabilities, slides.patients, slides.strata, slides.names))
-    auroc = auroc_figure(control, seed)
-    difference = paired_auroc_difference(by_patient(slides), control, seed)
-    if auroc["value"] is None or difference["low"] is None:
-        return _unavailable("a class has no scored patient")
+        scored = folds == fold
+        try:
+            target.require(slides.truth[~scored])
+        except InputError:
+            what = "a class has no slide left" if target.counts(slides.truth) else "too few different slides are left"
+            return _unavailable(f"without fold {fold} {what} to train the control on")
+        scores[scored] = learn(known, slides.truth, ~scored)
+    return _judged(name, slides, replace(slides, scores=scores), target, seed)
+
+
+def _judged(name: str, slides: Scored, control: Scored, target: Target, seed: int) -> dict[str, Any]:
+    main, metric = next(iter(target.metrics.items()))
+    patients, of_control = by_patient(slides, target), by_patient(control, target)
+    reached = figures([of_control], {main: metric}, seed)[main]
+    better = difference([patients], [of_control], metric, seed)
+    if reached["value"] is None or better["low"] is None:
+        return _unavailable("the figure of the scored patients cannot be computed")
+    high = main == "auroc" and reached["value"] >= CONTROL_AUROC
     return {
         "available": True,
-        "auroc": auroc,
-        "difference": difference,
-        "confounded": auroc["value"] >= CONTROL_AUROC or not difference["low"] > 0,
-        "why": _why(name, auroc, difference),
+        main: reached,
+        "difference": better,
+        "confounded": high or not better["low"] > 0,
+        "why": _why(name, words_of(main).name, reached, better, too_high=high),
     }
 
 
-def _out_of_fold(slides: Scored, folds: NDArray[Any], features: NDArray[Any], model: Any) -> NDArray[np.float64]:
-    probabilities = np.empty_like(slides.probabilities)
-    for fold in np.unique(folds):
-        scored = folds == fold
-        model.fit(features[~scored], slides.labels[~scored])
-        probabilities[scored] = model.predict_proba(features[scored])
-    return probabilities
+_Learner = Callable[[_Known, "Truth", NDArray[np.bool_]], "Scores"]
+"""From what is known, the truth, and which rows to train on, to the scores of the others."""
 
 
-def _regression() -> LogisticRegression:
+def _learner(target: Target) -> _Learner | None:
+    if isinstance(target, Classes):
+        return _of_classes
+    if isinstance(target, MultiLabel):
+        return _of_labels
+    return _of_numbers if isinstance(target, Regression) else None
+
+
+def _of_classes(known: _Known, truth: Truth, train: NDArray[np.bool_]) -> Scores:
+    model = make_pipeline(known.transformer, _logistic()).fit(known.features[train], truth[train, 0].astype(int))
+    return np.asarray(model.predict_proba(known.features[~train]))
+
+
+def _of_labels(known: _Known, truth: Truth, train: NDArray[np.bool_]) -> Scores:
+    model = make_pipeline(known.transformer, MultiOutputClassifier(_logistic()))
+    model.fit(known.features[train], truth[train].astype(int))
+    return np.stack([one[:, 1] for one in model.predict_proba(known.features[~train])], axis=1)
+
+
+def _of_numbers(known: _Known, truth: Truth, train: NDArray[np.bool_]) -> Scores:
+    model = make_pipeline(known.transformer, Ridge()).fit(known.features[train], truth[train].astype(np.float64))
+    return np.asarray(model.predict(known.features[~train])).reshape(-1, 1)
+
+
+def _logistic() -> LogisticRegression:
     # balanced: a fold rich in one class leaves a training set poor in it, and scores pooled over folds would rank by that
     return LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000)
 
@@ -132,13 +167,13 @@ def _unavailable(why: str) -> dict[str, Any]:
     return {"available": False, "why": why}
 
 
-def _why(name: str, auroc: Figure, difference: Figure) -> str:
-    what = f"{_PLAIN_NAMES[name]} alone reaches a patient-level AUROC of {_text(auroc)}"
-    if auroc["value"] is not None and auroc["value"] >= CONTROL_AUROC:
+def _why(name: str, figure: str, reached: Figure, better: Figure, *, too_high: bool) -> str:
+    what = f"{_PLAIN_NAMES[name]} alone reaches a patient-level {figure} of {_text(reached)}"
+    if too_high:
         return f"{what}, so the model {_WHAT_IT_MEANS[name]}"
-    if difference["low"] is not None and difference["low"] > 0:
-        return f"{what}, and the model is better by {_text(difference)}"
-    return f"{what}, and the model is not shown to be better: the difference is {_text(difference)}"
+    if better["low"] is not None and better["low"] > 0:
+        return f"{what}, and the model is better by {_text(better)}"
+    return f"{what}, and the model is not shown to be better: the difference is {_text(better)}"
 
 
 def _verdict(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -51,10 +51,16 @@ def reliability(positive: Booleans, probability: Floats, bins: int = 10) -> list
     return [_reliability_bin(positive[rows], probability[rows]) for rows in groups]
 
 
-def roc_band(scored: Scored, class_index: int, seed: int = 0) -> RocBand:
-    """ROC curve of one class against the rest with its pointwise 95 % band over resamples of patients."""
+def roc_band(positive: Booleans, score: Floats, scored: Scored, seed: int = 0) -> RocBand:
+    """ROC curve with its pointwise 95 % band over resamples of patients.
+
+    Args:
+        positive: bool (n,), which rows are.
+        score: float64 (n,), as `Target.outcomes` gives both.
+        scored: the rows that these are of.
+        seed: of the resampling.
+    """
     grid = np.linspace(0.0, 1.0, 101)
-    positive, score = scored.labels == class_index, scored.probabilities[:, class_index]
     order = np.argsort(-score, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])
     draws = [

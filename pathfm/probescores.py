@@ -364,7 +364,8 @@ def _confusions(task: Task, predictions: Sequence[Predicted], seed: int) -> tupl
     each = np.zeros((len(predictions), len(codes), len(names) * n_classes**2))
     for cells, one in zip(each, predictions, strict=True):
         np.add.at(cells, (patients, (groups * n_classes + truth) * n_classes + one.answers[scored]), 1)
-    everyone = Scored(strata, np.zeros((len(codes), 1)), np.arange(len(codes)), strata, ())
+    nothing = np.zeros((len(codes), 0))
+    everyone = Scored(nothing.astype(np.float32), nothing, np.arange(len(codes)), strata, ())
     draws: list[list[Floats]] = [[] for _ in predictions]
     for counts in resamples(everyone, seed):
         for cells, drawn in zip(each, draws, strict=True):

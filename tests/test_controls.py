@@ -8,8 +8,9 @@ import pytest
 
 from pathfm.controls import controls
 from pathfm.files import canonical_json
+from pathfm.targets import Classes, Cox, MultiLabel, Ordinal, Regression
 
-CLASSES = ["0", "1"]
+TARGET = Classes("cancer", ("0", "1"))
 
 
 def cohort(
@@ -36,7 +37,7 @@ def cohort(
 
 
 def test_model_that_knows_more_than_colour_and_site_is_not_called_confounded() -> None:
-    result = controls(*cohort(model=4.0), CLASSES)
+    result = controls(*cohort(model=4.0), TARGET)
     assert result["confounded"]["verdict"] == "not seen"
     assert result["confounded"]["controls"] == []
     assert 0.3 < result["controls"]["mean_colour"]["auroc"]["value"] < 0.7
@@ -44,7 +45,7 @@ def test_model_that_knows_more_than_colour_and_site_is_not_called_confounded() -
 
 
 def test_cohort_confounded_by_site_says_so_and_names_the_site() -> None:
-    result = controls(*cohort(model=4.0, site=0.9), CLASSES)
+    result = controls(*cohort(model=4.0, site=0.9), TARGET)
     assert result["confounded"]["verdict"] == "confounded, or not excluded"
     assert result["confounded"]["controls"] == ["site"]
     assert "the site alone" in result["confounded"]["sentence"]
@@ -52,13 +53,13 @@ def test_cohort_confounded_by_site_says_so_and_names_the_site() -> None:
 
 
 def test_cohort_confounded_by_colour_says_so_and_names_the_colour() -> None:
-    result = controls(*cohort(model=4.0, colour=2.0), CLASSES)
+    result = controls(*cohort(model=4.0, colour=2.0), TARGET)
     assert result["confounded"]["controls"] == ["mean_colour"]
     assert "the mean colour of the tissue alone" in result["confounded"]["sentence"]
 
 
 def test_model_that_is_not_better_than_a_weak_control_is_not_excluded() -> None:
-    result = controls(*cohort(model=0.0), CLASSES)
+    result = controls(*cohort(model=0.0), TARGET)
     block = result["controls"]["mean_colour"]
     assert block["auroc"]["value"] < 0.7
     assert block["confounded"]
@@ -69,7 +70,7 @@ def test_difference_is_the_models_auroc_minus_the_controls() -> None:
     predictions, rgb, site = cohort(seed=3)
     from sklearn.metrics import roc_auc_score
 
-    block = controls(predictions, rgb, site, CLASSES)["controls"]["site"]
+    block = controls(predictions, rgb, site, TARGET)["controls"]["site"]
     model = roc_auc_score(predictions["label"].astype(int), predictions["prob_1"])
     assert block["difference"]["value"] == pytest.approx(model - block["auroc"]["value"])
     assert block["difference"]["low"] <= block["difference"]["value"] <= block["difference"]["high"]
@@ -79,7 +80,7 @@ def test_control_is_scored_on_folds_it_has_not_seen() -> None:
     # colours are random; a control that saw the scored slides would fit some of them, one that did not stays near chance
     values = []
     for seed in range(8):
-        result = controls(*cohort(seed, n=24), CLASSES)
+        result = controls(*cohort(seed, n=24), TARGET)
         values.append(result["controls"]["mean_colour"]["auroc"]["value"])
     assert 0.3 < np.mean(values) < 0.58
 
@@ -87,11 +88,11 @@ def test_control_is_scored_on_folds_it_has_not_seen() -> None:
 def test_controls_that_cannot_be_computed_say_why() -> None:
     predictions, rgb, site = cohort()
     first = predictions["slide_id"][0]
-    without = controls(predictions, {k: v for k, v in rgb.items() if k != first}, {}, CLASSES)["controls"]
+    without = controls(predictions, {k: v for k, v in rgb.items() if k != first}, {}, TARGET)["controls"]
     assert not without["mean_colour"]["available"]
     assert "1 of 60 slides" in without["mean_colour"]["why"]
     assert "states no site" in without["site"]["why"]
-    one = controls(predictions, rgb | {first: np.full(3, np.nan)}, dict.fromkeys(site, "A"), CLASSES)
+    one = controls(predictions, rgb | {first: np.full(3, np.nan)}, dict.fromkeys(site, "A"), TARGET)
     assert "one site" in one["controls"]["site"]["why"]
     assert one["confounded"]["verdict"] == "not tested"
 
@@ -99,20 +100,20 @@ def test_controls_that_cannot_be_computed_say_why() -> None:
 def test_unscored_slides_take_no_part() -> None:
     predictions, rgb, site = cohort()
     extra = predictions.iloc[:1].assign(slide_id="empty", prob_0=np.nan, prob_1=np.nan)
-    assert controls(pd.concat([predictions, extra]), rgb, site, CLASSES) == controls(predictions, rgb, site, CLASSES)
+    assert controls(pd.concat([predictions, extra]), rgb, site, TARGET) == controls(predictions, rgb, site, TARGET)
 
 
 def test_fold_that_holds_the_whole_of_a_class_makes_the_control_unavailable() -> None:
     predictions, rgb, site = cohort()
     predictions["fold"] = predictions["label"].astype(int)
-    block = controls(predictions, rgb, site, CLASSES)["controls"]["site"]
+    block = controls(predictions, rgb, site, TARGET)["controls"]["site"]
     assert not block["available"]
     assert "no slide left" in block["why"]
 
 
 def test_site_seen_only_in_the_scored_fold_is_no_error() -> None:
     predictions, rgb, site = cohort()
-    assert controls(predictions, rgb, site | {"s0": "elsewhere"}, CLASSES)["controls"]["site"]["available"]
+    assert controls(predictions, rgb, site | {"s0": "elsewhere"}, TARGET)["controls"]["site"]["available"]
 
 
 def test_three_classes_work_and_the_blocks_are_plain_json() -> None:
@@ -120,6 +121,63 @@ def test_three_classes_work_and_the_blocks_are_plain_json() -> None:
     predictions["label"] = [str(i // 2 % 3) for i in range(60)]
     predictions["fold"] = np.arange(60) // 6 % 3
     predictions["prob_2"] = 0.5
-    result = controls(predictions, rgb, site, ["0", "1", "2"])
+    result = controls(predictions, rgb, site, Classes("cancer", ("0", "1", "2")))
     assert canonical_json(result)
     assert result["controls"]["site"]["available"]
+
+
+def test_an_ordinal_target_is_judged_by_its_kappa_without_the_bound_for_an_auroc() -> None:
+    target = Ordinal("grade", ("0", "1", "2"))
+    predictions, rgb, site = cohort()
+    grades = np.arange(60) // 2 % 3
+    predictions = predictions.assign(label=grades.astype(str), fold=np.arange(60) // 6 % 3)
+    sure = np.eye(3)[grades] * 0.8 + 0.1
+    predictions[target.names] = sure / sure.sum(axis=1, keepdims=True)
+    coloured = {slide: 25.0 * grade + rgb[slide] for slide, grade in zip(predictions["slide_id"], grades, strict=True)}
+    block = controls(predictions, coloured, site, target)["controls"]["mean_colour"]
+    assert 0.7 < block["quadratic_kappa"]["value"] < 1
+    assert not block["confounded"]
+    assert "quadratic kappa" in block["why"]
+
+
+def numbered(seed: int) -> tuple[pd.DataFrame, dict[str, Any], dict[str, str], np.ndarray]:
+    predictions, rgb, site = cohort(seed)
+    truth = np.random.default_rng(seed + 100).normal(10, 3, 60)
+    return predictions.assign(label=[f"{value:.3f}" for value in truth]), rgb, site, truth
+
+
+def test_a_number_that_colour_tells_as_well_as_the_model_is_confounded_and_one_that_it_does_not_is_not() -> None:
+    target = Regression("ki67")
+    predictions, rgb, site, truth = numbered(0)
+    predictions["value"] = truth + np.random.default_rng(1).normal(0, 1, 60)
+    assert controls(predictions, rgb, site, target)["confounded"]["verdict"] == "not seen"
+    stained = {
+        slide: np.full(3, value) + rgb[slide] / 100 for slide, value in zip(predictions["slide_id"], truth, strict=True)
+    }
+    result = controls(predictions, stained, site, target)
+    assert result["confounded"]["controls"] == ["mean_colour"]
+    assert result["controls"]["mean_colour"]["pearson_r"]["value"] > 0.95
+
+
+def test_each_of_several_labels_has_a_control_of_its_own_in_the_mean_of_their_aurocs() -> None:
+    target = MultiLabel("findings", ("a", "b"))
+    predictions, rgb, site = cohort(model=4.0, n=80)
+    has_a, has_b = np.tile([0, 1], 40), np.arange(80) // 4 % 2
+    texts = [
+        ";".join(name for name, has in (("a", a), ("b", b)) if has) or "none" for a, b in zip(has_a, has_b, strict=True)
+    ]
+    predictions = predictions.assign(label=texts, prob_a=0.2 + 0.6 * has_a, prob_b=0.2 + 0.6 * has_b)
+    predictions["fold"] = np.arange(80) // 8 % 3
+    coloured = {slide: rgb[slide] + 40 * has for slide, has in zip(predictions["slide_id"], has_b, strict=True)}
+    plain, of_b = (controls(predictions, some, site, target)["controls"]["mean_colour"] for some in (rgb, coloured))
+    assert plain["auroc"]["value"] < 0.65
+    assert not plain["confounded"]
+    assert 0.65 < of_b["auroc"]["value"] < 0.85  # 1 for b, chance for a
+
+
+def test_survival_has_no_control_and_says_so() -> None:
+    predictions, rgb, site = cohort()
+    predictions = predictions.assign(label=[f"{i + 1}{'+' * (i % 2)}" for i in range(60)], risk=0.0)
+    result = controls(predictions, rgb, site, Cox("months/dead"))
+    assert result["confounded"]["verdict"] == "not tested"
+    assert "no control for a target of the kind cox" in result["controls"]["site"]["why"]

@@ -25,8 +25,8 @@ def test_roc_band_follows_scikit_learns_curve_and_encloses_it() -> None:
     labels = np.tile([0, 1], 40)
     score = np.round(generator.random(80) * 0.7 + 0.3 * labels, 1)  # with ties
     probabilities = np.stack([1 - score, score], axis=1)
-    scored = Scored(labels, probabilities, np.arange(80), labels, ("",) * 80)
-    band = roc_band(scored, 1)
+    scored = Scored(labels[:, None].astype(np.float32), probabilities, np.arange(80), labels, ("",) * 80)
+    band = roc_band(labels == 1, score, scored)
     fpr, tpr, _ = roc_curve(labels, probabilities[:, 1], drop_intermediate=False)
     inside = (band.fpr > 0) & (band.fpr < 1)
     assert band.tpr[inside] == pytest.approx(np.interp(band.fpr, fpr, tpr)[inside])

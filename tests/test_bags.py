@@ -10,7 +10,7 @@ import torch
 from conftest import EmbeddingsCohort, planted_embeddings
 from torch.utils.data import DataLoader
 
-from pathfm.bags import UNLABELLED, BagDataset, collate
+from pathfm.bags import Bag, BagDataset, SampledBags, collate
 from pathfm.embeddings import features_sha256, write_embeddings
 from pathfm.errors import EmbeddingsDamagedError
 
@@ -26,11 +26,15 @@ def _files(folder: Path, lengths: list[int]) -> list[Path]:
     return paths
 
 
+def _column(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)[:, None]
+
+
 def test_a_bag_is_the_features_of_its_file_in_float32(tmp_path: Path) -> None:
     (path,) = _files(tmp_path, [30])
-    features, label = BagDataset([path], [1])[0]
+    features, truth, covariates, row = BagDataset([path], _column(1))[0]
     assert features.dtype == torch.float32
-    assert label == 1
+    assert (truth.tolist(), covariates, row) == ([1], None, 0)
     np.testing.assert_array_equal(features.numpy(), planted_embeddings("s0", 1).features.astype(np.float32))
 
 
@@ -45,20 +49,66 @@ def test_every_finite_float16_becomes_the_same_number_in_float32(tmp_path: Path)
 
 
 def test_a_loader_packs_bags_of_any_length_in_order(tmp_path: Path) -> None:
-    dataset = BagDataset(_files(tmp_path, [3, 0, 1, 7]), [0, 1, 1, 0])
+    dataset = BagDataset(
+        _files(tmp_path, [3, 0, 1, 7]), _column(0, 1, 1, 0), np.arange(8, dtype=np.float32).reshape(4, 2)
+    )
     first, second = DataLoader(dataset, batch_size=3, collate_fn=collate)
     assert first.bags.lengths.tolist() == [3, 0, 1]
-    assert first.labels.tolist() == [0, 1, 1]
+    assert first.truth.tolist() == [[0], [1], [1]]
+    assert first.rows.tolist() == [0, 1, 2]
+    assert first.bags.covariates.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert second.rows.tolist() == [3]
     assert torch.equal(second.bags.features, dataset[3].features)
 
 
-def test_bags_without_labels_say_so(tmp_path: Path) -> None:
-    assert BagDataset(_files(tmp_path, [2]))[0].label == UNLABELLED
+def test_a_truth_or_covariates_that_do_not_fit_the_bags_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 bags but 2 rows of truth"):
+        BagDataset(_files(tmp_path, [2]), _column(0, 1))
+    with pytest.raises(ValueError, match="1 bags but 2 rows of covariates"):
+        BagDataset(_files(tmp_path, [2]), None, _column(0, 1))
 
 
-def test_labels_that_do_not_fit_the_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 files but 2 labels"):
-        BagDataset(_files(tmp_path, [2]), [0, 1])
+def test_the_bag_of_a_patient_has_its_slides_one_below_the_other_and_each_of_their_caches_side_by_side(
+    tmp_path: Path,
+) -> None:
+    one, two = _files(tmp_path, [600, 3])
+    dataset = BagDataset([((one, one), (two, two))])
+    expected = torch.cat([BagDataset([path])[0].features for path in (one, two)])
+    assert torch.equal(dataset[0].features, torch.cat([expected, expected], dim=1))
+    assert dataset.length(0) == 603
+    assert dataset.dim == 16
+    assert dataset.size_bytes == 603 * 16 * 4
+    rows = np.array([0, 4, 599, 600, 602])
+    assert torch.equal(dataset.some(0, rows), dataset[0].features[rows])
+
+
+def test_drawn_bags_have_no_more_instances_than_asked_other_ones_each_epoch_and_the_same_wherever_they_lie(
+    tmp_path: Path,
+) -> None:
+    dataset = BagDataset(_files(tmp_path, [50, 4]))
+    drawn = SampledBags(dataset, 10, seed=3)
+    first = drawn[0].features
+    assert first.shape == (10, 8)
+    known = {tuple(row) for row in dataset.features(0).tolist()}
+    assert len({tuple(row) for row in first.tolist()} & known) == 10
+    assert torch.equal(drawn[1].features, dataset.features(1))
+    drawn.epoch = 1
+    assert not torch.equal(drawn[0].features, first)
+    drawn.epoch = 0
+    dataset.keep_on(torch.device("cpu"))
+    assert torch.equal(drawn[0].features, first)
+    assert not torch.equal(SampledBags(dataset, 10, seed=4)[0].features, first)
+
+
+def test_features_in_memory_are_bags_as_files_are(tmp_path: Path) -> None:
+    (path,) = _files(tmp_path, [5])
+    file = BagDataset([path])
+    held = BagDataset([file.features(0)])
+    assert isinstance(held[0], Bag)
+    assert torch.equal(held[0].features, file[0].features)
+    assert (held.dim, held.length(0), held.size_bytes) == (file.dim, file.length(0), file.size_bytes)
+    assert torch.equal(held.moments(0).mean, file.moments(0).mean)
+    assert held.digest(0) != BagDataset([file.features(0) + 1]).digest(0)
 
 
 def test_a_kept_bag_is_read_once(tmp_path: Path) -> None:
@@ -67,10 +117,12 @@ def test_a_kept_bag_is_read_once(tmp_path: Path) -> None:
     assert kept[0].features is kept[0].features
     assert read[0].features is not read[0].features
     assert torch.equal(kept[0].features, read[0].features)
+    kept.keep_on(None)
+    assert kept[0].features is not kept[0].features
 
 
 def test_a_dataset_crosses_to_a_worker_without_its_rows(tmp_path: Path) -> None:
-    dataset = BagDataset(_files(tmp_path, [3000]), [1], keep=True)
+    dataset = BagDataset(_files(tmp_path, [3000]), _column(1), keep=True)
     expected = dataset[0].features
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 2000
@@ -78,8 +130,8 @@ def test_a_dataset_crosses_to_a_worker_without_its_rows(tmp_path: Path) -> None:
 
 
 def test_a_negative_index_counts_from_the_end_and_one_past_it_is_an_error(tmp_path: Path) -> None:
-    dataset = BagDataset(_files(tmp_path, [3, 4]), [0, 1])
-    assert dataset[-1].label == 1
+    dataset = BagDataset(_files(tmp_path, [3, 4]), _column(0, 1))
+    assert dataset[-1].truth.tolist() == [1]
     with pytest.raises(IndexError):
         dataset[2]
 

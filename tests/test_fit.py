@@ -4,20 +4,19 @@ import csv
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pathfm.bags import Bag, BagDataset, collate
+from pathfm.bags import BagDataset
 from pathfm.errors import InputError, ModelError, UnknownNameError
-from pathfm.fit import Fit, SlideClassifier, class_weights, fingerprint, fit
-from pathfm.heads import build_head, pack
+from pathfm.fit import Fit, Rows, fingerprint, fit
 from pathfm.settings import TrainSettings
+from pathfm.targets import Classes, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,16 +24,24 @@ if TYPE_CHECKING:
 
     from conftest import EmbeddingsCohort
 
-QUICK = TrainSettings(epochs=6, hidden=16, attention=8, lr=1e-2, patience=6, min_epochs=1, device="cpu")
-Sets = tuple[BagDataset, BagDataset]
+QUICK = TrainSettings(
+    epochs=6, hidden=16, attention=8, lr=1e-2, patience=6, min_epochs=1, device="cpu", keep="disk", loggers=["csv"]
+)
+TASK = Task((Classes("cancer", ("0", "1")),))
+ROWS = Rows(range(8), range(8, 12))
+TRUTH = np.array([[i % 2] for i in range(12)], np.float32)
+# the opposite labels to stop on: whatever is learned makes the stopping loss worse
+MISLED = np.concatenate([TRUTH[:8], 1 - TRUTH[8:]])
 
 
 @pytest.fixture
-def sets(embeddings_cohort: Callable[..., EmbeddingsCohort]) -> Sets:
-    cohort = embeddings_cohort(patients=12)
-    files = sorted(cohort.folder.glob("*.h5"))
-    labels = [i % 2 for i in range(12)]
-    return BagDataset(files[:8], labels[:8]), BagDataset(files[8:], labels[8:])
+def files(embeddings_cohort: Callable[..., EmbeddingsCohort]) -> list[Path]:
+    return sorted(embeddings_cohort(patients=12).folder.glob("*.h5"))
+
+
+@pytest.fixture
+def bags(files: list[Path]) -> BagDataset:
+    return BagDataset(files, TRUTH)
 
 
 def _weights(fitted: Fit) -> Tensor:
@@ -53,36 +60,45 @@ class InterruptedBags(BagDataset):
         return super().features(index)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(sets: Sets, tmp_path: Path) -> None:
-    training, stopping = sets
-    one = fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "a")
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(bags: BagDataset, tmp_path: Path) -> None:
+    one = fit(bags, ROWS, TASK, "gated-abmil", QUICK, tmp_path / "a")
     torch.rand(7)  # whatever the caller drew before
-    two = fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "b")
-    other = fit(training, stopping, 2, "gated-abmil", TrainSettings(**{**vars(QUICK), "seed": 1}), tmp_path / "c")
+    two = fit(bags, ROWS, TASK, "gated-abmil", QUICK, tmp_path / "b")
+    other = fit(bags, ROWS, TASK, "gated-abmil", replace(QUICK, seed=1), tmp_path / "c")
     assert torch.equal(_weights(one), _weights(two))
     assert not torch.equal(_weights(one), _weights(other))
 
 
-def test_a_fit_leaves_the_random_numbers_of_its_caller_alone(sets: Sets, tmp_path: Path) -> None:
+def test_a_fit_leaves_the_random_numbers_of_its_caller_alone(bags: BagDataset, tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit(*sets, 2, "mean", QUICK, tmp_path)
+    fit(bags, ROWS, TASK, "mean", QUICK, tmp_path)
     assert torch.equal(torch.rand(3), expected)
 
 
-# 4 passes over 8 training slides: standardiser, then epochs; 30 reads end inside the third epoch
-@pytest.mark.parametrize("reads", [3, 9, 30, 50])
-def test_a_fit_that_was_interrupted_ends_as_if_it_had_not_been(sets: Sets, tmp_path: Path, reads: int) -> None:
-    training, stopping = sets
-    whole = fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "whole")
-    broken = InterruptedBags(training.files, training.labels)
+VARIANTS = {
+    "plain": QUICK,
+    "mean of the weights, one cycle": replace(QUICK, ema=0.7, schedule="one-cycle", clip=0.5),
+    "drawn bags, drawn instances": replace(QUICK, balanced_sampling=True, bag_size=7, batch_size=2),
+    "kept in memory": replace(QUICK, keep="memory", precision="bf16", schedule="constant"),
+}
+
+
+# 8 training and 4 stopping bags: moments, then epochs of 12 reads; 30 reads end inside the second epoch
+@pytest.mark.parametrize(("variant", "reads"), [("plain", 3), ("plain", 9), *((name, 30) for name in VARIANTS)])
+def test_a_fit_that_was_interrupted_ends_as_if_it_had_not_been(
+    files: list[Path], tmp_path: Path, variant: str, reads: int
+) -> None:
+    settings = VARIANTS[variant]
+    whole = fit(BagDataset(files, TRUTH), ROWS, TASK, "gated-abmil", settings, tmp_path / "whole")
+    broken = InterruptedBags(files, TRUTH)
     broken.left = reads
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        fit(broken, stopping, 2, "gated-abmil", QUICK, tmp_path / "broken")
+        fit(broken, ROWS, TASK, "gated-abmil", settings, tmp_path / "broken")
     assert signal.getsignal(signal.SIGINT) is handler
-    resumed = fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "broken")
+    resumed = fit(BagDataset(files, TRUTH), ROWS, TASK, "gated-abmil", settings, tmp_path / "broken")
     assert torch.equal(_weights(whole), _weights(resumed))
     assert whole.epochs == resumed.epochs
 
@@ -90,14 +106,16 @@ def test_a_fit_that_was_interrupted_ends_as_if_it_had_not_been(sets: Sets, tmp_p
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import numpy as np
 import torch
 from pathfm.bags import BagDataset
-from pathfm.fit import fit
+from pathfm.fit import Rows, fit
 from pathfm.settings import TrainSettings
+from pathfm.targets import Classes, Task
 
 torch.set_num_threads(int(sys.argv[2]))
 class Killed(BagDataset):
-    left = 44
+    left = 60
     def features(self, index):
         self.left -= 1
         if self.left < 0:
@@ -105,98 +123,103 @@ class Killed(BagDataset):
         return super().features(index)
 
 files = sorted(Path(sys.argv[1]).glob("*.h5"))
-training = Killed(files[:8], [i % 2 for i in range(8)])
-stopping = BagDataset(files[8:], [i % 2 for i in range(8, 12)])
-quick = TrainSettings(epochs=6, hidden=16, attention=8, lr=1e-2, patience=6, min_epochs=1, device="cpu")
-fit(training, stopping, 2, "gated-abmil", quick, Path(sys.argv[3]))
+bags = Killed(files, np.array([[i % 2] for i in range(12)], np.float32))
+quick = TrainSettings(
+    epochs=6, hidden=16, attention=8, lr=1e-2, patience=6, min_epochs=1, device="cpu", keep="disk"
+)
+fit(bags, Rows(range(8), range(8, 12)), Task((Classes("cancer", ("0", "1")),)), "gated-abmil", quick, Path(sys.argv[3]))
 """
 
 
-def test_a_process_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(sets: Sets, tmp_path: Path) -> None:
-    training, stopping = sets
-    folder = str(training.files[0][0].parent)
-    words = [sys.executable, "-c", KILLED, folder, str(torch.get_num_threads()), str(tmp_path / "killed")]
+def test_a_process_killed_in_the_middle_of_an_epoch_is_taken_up_where_it_was(files: list[Path], tmp_path: Path) -> None:
+    words = [sys.executable, "-c", KILLED, str(files[0].parent), str(torch.get_num_threads()), str(tmp_path / "killed")]
     process = subprocess.run(words, capture_output=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert (tmp_path / "killed/checkpoints/last.ckpt").is_file()
-    resumed = fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "killed")
-    whole = fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "whole")
+    bags = BagDataset(files, TRUTH)
+    resumed = fit(bags, ROWS, TASK, "gated-abmil", QUICK, tmp_path / "killed")
+    whole = fit(bags, ROWS, TASK, "gated-abmil", QUICK, tmp_path / "whole")
     assert torch.equal(_weights(whole), _weights(resumed))
     epochs = [int(row["epoch"]) for row in _log(tmp_path / "killed", "run-2")]
-    assert min(epochs) == 4  # 8 reads for the standardiser, 32 for epochs 0 to 3: they are not run again
+    assert min(epochs) == 4  # 8 reads for the moments, 48 for epochs 0 to 3: they are not run again
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_damaged_checkpoint_is_no_reason_never_to_train_again(sets: Sets, tmp_path: Path, share: float) -> None:
-    whole = fit(*sets, 2, "gated-abmil", QUICK, tmp_path)
+def test_a_damaged_checkpoint_is_no_reason_never_to_train_again(bags: BagDataset, tmp_path: Path, share: float) -> None:
+    whole = fit(bags, ROWS, TASK, "gated-abmil", QUICK, tmp_path)
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[: int(share * last.stat().st_size)])
-    assert torch.equal(_weights(fit(*sets, 2, "gated-abmil", QUICK, tmp_path)), _weights(whole))
+    assert torch.equal(_weights(fit(bags, ROWS, TASK, "gated-abmil", QUICK, tmp_path)), _weights(whole))
 
 
-def test_what_another_training_left_is_not_gone_on_from(sets: Sets, tmp_path: Path) -> None:
-    training, stopping = sets
-    fit(training, stopping, 2, "gated-abmil", QUICK, tmp_path / "used")
-    flipped = BagDataset(training.files, [1 - label for label in training.labels])
-    fresh = fit(flipped, stopping, 2, "gated-abmil", QUICK, tmp_path / "fresh")
-    assert torch.equal(_weights(fit(flipped, stopping, 2, "gated-abmil", QUICK, tmp_path / "used")), _weights(fresh))
+def test_what_another_training_left_is_not_gone_on_from(files: list[Path], bags: BagDataset, tmp_path: Path) -> None:
+    fit(bags, ROWS, TASK, "gated-abmil", QUICK, tmp_path / "used")
+    flipped = BagDataset(files, 1 - TRUTH)
+    fresh = fit(flipped, ROWS, TASK, "gated-abmil", QUICK, tmp_path / "fresh")
+    again = fit(flipped, ROWS, TASK, "gated-abmil", QUICK, tmp_path / "used")
+    assert torch.equal(_weights(again), _weights(fresh))
 
 
-def test_the_fingerprint_follows_what_decides_the_weights_and_nothing_else(sets: Sets) -> None:
-    training, stopping = sets
-    wanted = fingerprint(training, stopping, 2, "mean", QUICK)
-    assert fingerprint(training, stopping, 2, "mean", TrainSettings(**{**vars(QUICK), "device": "auto"})) == wanted
+def test_the_fingerprint_follows_what_decides_the_weights_and_nothing_else(files: list[Path], bags: BagDataset) -> None:
+    wanted = fingerprint(bags, ROWS, TASK, "mean", QUICK)
+    elsewhere = replace(QUICK, device="auto", keep="memory", loggers=["csv"], together="never")
+    assert fingerprint(bags, ROWS, TASK, "mean", elsewhere) == wanted
     others = [
-        fingerprint(training, None, 2, "mean", QUICK),
-        fingerprint(training, stopping, 3, "mean", QUICK),
-        fingerprint(training, stopping, 2, "gated-abmil", QUICK),
-        fingerprint(training, stopping, 2, "mean", TrainSettings(**{**vars(QUICK), "lr": 1e-3})),
-        fingerprint(training, stopping, 2, "mean", QUICK, epochs=3),
-        fingerprint(BagDataset(training.files[::-1], training.labels), stopping, 2, "mean", QUICK),
-        fingerprint(BagDataset(training.files, training.labels[::-1]), stopping, 2, "mean", QUICK),
+        fingerprint(bags, Rows(range(8), []), TASK, "mean", QUICK),
+        fingerprint(bags, Rows(range(7), range(8, 12)), TASK, "mean", QUICK),
+        fingerprint(bags, ROWS, Task((Classes("cancer", ("0", "1", "2")),)), "mean", QUICK),
+        fingerprint(bags, ROWS, TASK, "gated-abmil", QUICK),
+        fingerprint(bags, ROWS, TASK, "mean", replace(QUICK, lr=1e-3)),
+        fingerprint(bags, ROWS, TASK, "mean", replace(QUICK, head_options={"hidden": 4})),
+        fingerprint(bags, ROWS, TASK, "mean", QUICK, epochs=3),
+        fingerprint(BagDataset(files[::-1], TRUTH), ROWS, TASK, "mean", QUICK),
+        fingerprint(BagDataset(files, TRUTH[::-1].copy()), ROWS, TASK, "mean", QUICK),
+        fingerprint(BagDataset(files, TRUTH, np.zeros((12, 1), np.float32)), ROWS, TASK, "mean", QUICK),
     ]
     assert len({wanted, *others}) == 1 + len(others)
 
 
-def test_training_stops_after_its_patience_and_keeps_the_best_epoch(sets: Sets, tmp_path: Path) -> None:
-    training, _ = sets
-    # the opposite labels: whatever is learned makes the stopping loss worse
-    opposite = BagDataset(training.files, [1 - label for label in training.labels])
-    settings = TrainSettings(**{**vars(QUICK), "epochs": 40, "patience": 3})
-    fitted = fit(training, opposite, 2, "gated-abmil", settings, tmp_path)
+def test_training_stops_after_its_patience_and_keeps_the_best_epoch(files: list[Path], tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=40, patience=3)
+    bags = BagDataset(files, MISLED)
+    fitted = fit(bags, ROWS, TASK, "gated-abmil", settings, tmp_path)
     losses = [float(row["stop_loss"]) for row in _log(tmp_path, "run-1") if row["stop_loss"]]
     assert fitted.stopped_early
     assert fitted.epochs == 1 + int(np.argmin(losses))
     assert len(losses) == fitted.epochs + 3
-    again = fit(training, opposite, 2, "gated-abmil", settings, tmp_path)
+    again = fit(bags, ROWS, TASK, "gated-abmil", settings, tmp_path)
     assert torch.equal(_weights(again), _weights(fitted))
     assert again[1:] == fitted[1:]
 
 
-def test_no_epoch_before_the_first_that_counts_is_kept_or_stopped_at(sets: Sets, tmp_path: Path) -> None:
-    opposite = BagDataset(sets[0].files, [1 - label for label in sets[0].labels])
-    settings = TrainSettings(**{**vars(QUICK), "epochs": 40, "patience": 3, "min_epochs": 9})
-    fitted = fit(sets[0], opposite, 2, "gated-abmil", settings, tmp_path)
+def test_no_epoch_before_the_first_that_counts_is_kept_or_stopped_at(files: list[Path], tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=40, patience=3, min_epochs=9)
+    fitted = fit(BagDataset(files, MISLED), ROWS, TASK, "gated-abmil", settings, tmp_path)
     losses = [float(row["stop_loss"]) for row in _log(tmp_path, "run-1") if row["stop_loss"]]
     assert fitted.epochs == 9 + int(np.argmin(losses[8:]))
     assert fitted.epochs != 1 + int(np.argmin(losses))
     assert len(losses) == fitted.epochs + 3
 
 
-def test_without_stopping_slides_all_epochs_are_run(sets: Sets, tmp_path: Path) -> None:
-    assert fit(sets[0], None, 2, "mean", QUICK, tmp_path / "a")[1:] == (6, False)
-    assert fit(sets[0], None, 2, "mean", QUICK, tmp_path / "b", epochs=2)[1:] == (2, False)
+def test_without_stopping_slides_all_epochs_are_run(bags: BagDataset, tmp_path: Path) -> None:
+    whole = fit(bags, Rows(range(8), []), TASK, "mean", QUICK, tmp_path / "a")
+    two = fit(bags, Rows(range(8), []), TASK, "mean", QUICK, tmp_path / "b", epochs=2)
+    assert (whole.epochs, whole.stopped_early, two.epochs, two.stopped_early) == (6, False, 2, False)
 
 
-def test_fewer_epochs_are_the_first_of_more(sets: Sets, tmp_path: Path) -> None:
-    fit(sets[0], None, 2, "mean", QUICK, tmp_path / "six")
-    fit(sets[0], None, 2, "mean", QUICK, tmp_path / "two", epochs=2)
-    six, two = (_log(tmp_path / name, "run-1") for name in ("six", "two"))
-    assert two == six[: len(two)]
+def test_fewer_epochs_are_the_first_of_more(bags: BagDataset, tmp_path: Path) -> None:
+    for schedule in ("cosine", "one-cycle"):
+        settings = replace(QUICK, schedule=schedule)
+        fit(bags, Rows(range(8), []), TASK, "mean", settings, tmp_path / schedule / "six")
+        fit(bags, Rows(range(8), []), TASK, "mean", settings, tmp_path / schedule / "two", epochs=2)
+        six, two = (_log(tmp_path / schedule / name, "run-1") for name in ("six", "two"))
+        assert two == six[: len(two)]
 
 
-def test_the_log_has_the_losses_and_rate_of_each_epoch_as_csv_and_for_tensorboard(sets: Sets, tmp_path: Path) -> None:
-    fit(*sets, 2, "mean", QUICK, tmp_path)
+def test_the_log_has_the_losses_and_rate_of_each_epoch_as_csv_and_for_tensorboard(
+    bags: BagDataset, tmp_path: Path
+) -> None:
+    fit(bags, ROWS, TASK, "mean", replace(QUICK, loggers=["csv", "tensorboard"]), tmp_path)
     rows = _log(tmp_path, "run-1")
     for column in ("train_loss", "stop_loss", "lr"):
         assert len([row for row in rows if row[column]]) == 6
@@ -204,70 +227,52 @@ def test_the_log_has_the_losses_and_rate_of_each_epoch_as_csv_and_for_tensorboar
     assert list((tmp_path / "logs/run-1").glob("events.out.tfevents*"))
 
 
-def test_training_says_nothing_of_lightning(sets: Sets, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    fit(*sets, 2, "mean", QUICK, tmp_path)
+def test_training_says_nothing_of_lightning(
+    bags: BagDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit(bags, ROWS, TASK, "mean", QUICK, tmp_path)
     out, err = capfd.readouterr()
     assert "Tip" not in out + err
     assert "available" not in out + err
 
 
-def test_the_standardiser_sees_the_training_slides_only(sets: Sets, tmp_path: Path) -> None:
-    training, stopping = sets
-    head = fit(training, stopping, 2, "mean", QUICK, tmp_path).head
-    tiles = torch.cat([training.features(i) for i in range(len(training))])
-    torch.testing.assert_close(head.standardiser.mean, tiles.mean(0))
+def test_the_standardisation_sees_the_training_slides_only(bags: BagDataset, tmp_path: Path) -> None:
+    head = fit(bags, ROWS, TASK, "mean", QUICK, tmp_path).head
+    tiles = torch.cat([bags.features(i) for i in range(8)])
+    torch.testing.assert_close(head.state_dict()["pooling.hidden.mean"], tiles.mean(0))
 
 
-def test_a_training_that_diverges_is_an_error_that_says_what_to_lower(sets: Sets, tmp_path: Path) -> None:
-    wild = TrainSettings(**{**vars(QUICK), "lr": 1.0, "weight_decay": 1e9})
+def test_a_training_that_diverges_is_an_error_that_says_what_to_lower(bags: BagDataset, tmp_path: Path) -> None:
+    wild = replace(QUICK, lr=1.0, weight_decay=1e9)
     with pytest.raises(ModelError, match=r"--training\.lr"):
-        fit(sets[0], None, 2, "mean", wild, tmp_path)
+        fit(bags, Rows(range(8), []), TASK, "mean", wild, tmp_path)
 
 
-def test_an_unknown_head_is_named_before_anything_is_written(sets: Sets, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="abmil"):
-        fit(*sets, 2, "abmil", QUICK, tmp_path / "out")
+def test_an_unknown_head_is_named_before_anything_is_written(bags: BagDataset, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="mean"):
+        fit(bags, ROWS, TASK, "maen", QUICK, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_class_weights_have_mean_one_over_the_slides_and_undo_imbalance() -> None:
-    weights = class_weights([0, 0, 0, 1], 3)
-    assert weights.tolist() == pytest.approx([4 / 6, 2, 0])
-    assert weights[[0, 0, 0, 1]].mean() == pytest.approx(1)
+def test_what_the_machine_cannot_do_is_an_error_that_names_the_setting(bags: BagDataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--training\.precision 32"):
+        fit(bags, ROWS, TASK, "mean", replace(QUICK, precision=16), tmp_path)
 
 
-def test_the_loss_is_weighted_also_at_one_slide_a_step() -> None:
-    torch.manual_seed(0)
-    head = build_head("mean", 4, 2, hidden=4)
-    batch = collate([Bag(torch.randn(3, 4), 1)])
-    head.eval()
-    plain = SlideClassifier(head, QUICK).loss(batch)
-    heavy = SlideClassifier(head, QUICK, torch.tensor([1.0, 5.0])).loss(batch)
-    assert heavy.item() == pytest.approx(5 * plain.item())
-
-
-@pytest.mark.filterwarnings("ignore")  # Lightning's advice to the user
-def test_the_module_runs_under_a_trainer_of_the_users_own(sets: Sets, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = SlideClassifier(build_head("gated-abmil", 8, 2, hidden=8, attention=4), QUICK)
-    before = module.head(pack([sets[0].features(0)])).logits.detach()
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, DataLoader(sets[0], batch_size=3, collate_fn=collate))
-    assert not torch.equal(module.head(pack([sets[0].features(0)])).logits, before)
+def test_drawing_instances_says_what_it_costs(
+    bags: BagDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pathfm")
+    fit(bags, ROWS, TASK, "gated-abmil", replace(QUICK, bag_size=6), tmp_path)
+    assert "a step sees 20 % of the instances" in caplog.text
+    assert "whole" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("epochs", 0), ("lr", 0.0), ("lr", float("nan")), ("lr", 2.0), ("dropout", 1.0), ("stop_share", 0.9), ("batch_size", 0),
-     ("seed", -1), ("weight_decay", -1.0), ("patience", 0), ("hidden", 0)],
+     ("seed", -1), ("weight_decay", -1.0), ("patience", 0), ("hidden", 0), ("clip", 0.0), ("ema", 1.0), ("bag_size", 0),
+     ("devices", 0)],
 )  # fmt: skip
 def test_settings_out_of_range_name_their_flag(field: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"--training\.{field} is "):

@@ -1,0 +1,71 @@
+"""Where bags lie between the epochs of a training: on disk, in memory, or on the accelerator."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pathfm.progress import logger
+
+if TYPE_CHECKING:
+    from pathfm.bags import BagDataset
+    from pathfm.settings import TrainSettings
+
+_SHARE = 0.5  # of the free room that bags may take: the training and others need some too
+_CPU = torch.device("cpu")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def keep_bags(bags: BagDataset, device: torch.device, settings: TrainSettings) -> None:
+    """Has bags stay where the settings say; the log says where that is.
+
+    Auto takes the accelerator where the bags fill at most half of its free memory, else the memory under the same
+    condition, else each epoch reads them from disk. Bags that lie somewhere already stay there.
+
+    Args:
+        bags: the dataset.
+        device: on which the training runs.
+        settings: say where.
+    """
+    if settings.devices > 1:
+        device = _CPU  # several processes take their bags from one memory, or each from disk
+    places = {"disk": None, "memory": _CPU, "device": device}
+    if settings.keep != "auto":
+        place = places[settings.keep]
+    elif bags.place == device:
+        return
+    else:
+        size = bags.size_bytes
+        place = next((one for one in dict.fromkeys([device, _CPU]) if size <= _SHARE * free_bytes(one)), None)
+    if place != bags.place:
+        named = "on disk" if place is None else "in memory" if place == _CPU else f"on the device {place}"
+        logger.info("bags of %.1f GiB are kept %s", bags.size_bytes / 2**30, named)
+    bags.keep_on(place)
+
+
+def free_bytes(place: torch.device) -> int:
+    """Memory that is free on a device, the CPU being one; that of a container where it has less than the machine."""
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0])
+    if place.type == "mps":
+        return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 0)
+    return min(_machine_bytes(), _container_bytes())
+
+
+def _machine_bytes() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux: half of all that there is stands for what is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _container_bytes() -> int:
+    try:
+        most, used = ((_CGROUP / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        return max(int(most) - int(used), 0)
+    except (OSError, ValueError):  # no container, or one without a limit
+        return 2**63

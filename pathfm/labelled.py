@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from pathfm.embeddings import Embeddings, require_one_recipe
-from pathfm.errors import CohortError, EmbeddingsStaleError, LeakageError, LicenceError
-from pathfm.joined import Cache, Files, facts_of, find_caches, joined_recipe, read_parts
-from pathfm.licences import MOST_LICENCES
-from pathfm.progress import logger, progress
+from pathfm.bags import BagDataset
+from pathfm.covariates import Covariates
+from pathfm.errors import CohortError, InputError
+from pathfm.patients import BETWEEN, NO_LABEL, Unit, bags_of, require_agreement, require_unit
+from pathfm.proven import prove
+from pathfm.targets import Task, Truth, read_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from pathfm.cohort import Cohort
     from pathfm.licences import Licence
-
-NO_LABEL, NO_TISSUE, NO_EMBEDDINGS = "no_label", "no_tissue", "no_embeddings"
-_NAMED = 5
+    from pathfm.proven import Proven
 
 
 class LeftOut(NamedTuple):
@@ -37,23 +36,30 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSlides:
-    """The slides of a cohort that have a label, in the cohort's order.
+    """The bags of a cohort that have a label: its slides, or its patients, in the cohort's order.
 
     Attributes:
-        table: columns slide_id, patient_id, site, split, label (text), target (index into classes), files (a tuple of
-            embeddings files, one a cache, or None), n_tiles, slide_digest, reason ("" where the slide can be learned from).
-        label: name of the label column.
-        classes: sorted; the last of two is the positive class.
+        table: one row a bag, columns slide_id (of a patient those of its slides with ";" between), patient_id, site,
+            split, files (a tuple of slides, each a tuple of embeddings files, one a cache; None where there are none),
+            n_tiles, slide_digests (a tuple, "" where not known), reason ("" where the bag can be learned from), label
+            (text; of several targets with ";" between), labels (a dict of the text of each target by its name, "" where
+            it has none) and covariates (float32 (m,), or None).
+        task: the targets, not fitted.
+        truth: float32 (n, width), aligned with the rows of the table; NaN where a target has no label.
+        covariates: what of the cohort table joins the head, None for nothing.
+        unit: what a bag is of.
         recipe: the one recipe of the embeddings; of several caches `joined_recipe`.
         dim: width of an embedding; of several caches their sum.
         licences: of the backbones, each once.
-        mean_rgb: slide_id to the mean colour of its tissue tiles, float32 (3,); as the first cache says.
+        mean_rgb: slide_id of a row to the mean colour of its tissue tiles, float32 (3,); as the first cache says.
         left_out: slides that no model learns from.
     """
 
     table: pd.DataFrame
-    label: str
-    classes: list[str]
+    task: Task
+    truth: Truth
+    covariates: Covariates | None
+    unit: Unit
     recipe: dict[str, Any]
     dim: int
     licences: tuple[Licence, ...]
@@ -70,150 +76,175 @@ class LabelledSlides:
         """slide_id to site, "" where unknown."""
         return dict(zip(self.table["slide_id"], self.table["site"], strict=True))
 
+    @property
+    def covariate_values(self) -> NDArray[np.float32] | None:
+        """The encoded covariates, float32 (n, m), aligned with the rows of the table; None without."""
+        return None if self.covariates is None else np.stack(list(self.table["covariates"]))
+
+    def bags(self) -> BagDataset:
+        """The bags of the usable rows, in their order: one dataset for all that a command does, so that it is read once."""
+        return self._bags
+
+    def rows(self, chosen: pd.Series[bool]) -> list[int]:
+        """The places in `bags` of those rows of the table that are chosen and usable."""
+        usable = (self.table["reason"] == "").to_numpy()
+        return [int(row) for row in np.flatnonzero(chosen.to_numpy(dtype=bool)[usable])]
+
+    @cached_property
+    def _bags(self) -> BagDataset:
+        usable = (self.table["reason"] == "").to_numpy()
+        values = self.covariate_values
+        return BagDataset(list(self.usable["files"]), self.truth[usable], None if values is None else values[usable])
+
 
 def labelled_slides(
-    cohort: Cohort, folders: Sequence[Path], label: str, like: dict[str, Any] | None = None
+    cohort: Cohort,
+    folders: Sequence[Path],
+    label: str,
+    like: dict[str, Any] | None = None,
+    *,
+    unit: Unit = "slide",
+    covariates: Sequence[str] | Covariates = (),
 ) -> LabelledSlides:
     """Joins the labelled rows of a cohort with the embeddings below some folders, proving each file.
 
-    A row without a label is left out; so is a slide without tissue, and one that failures.csv says could not be
-    extracted. Embeddings of slides that the cohort does not name are let be.
+    A row without a label for any target is left out; so is a slide without tissue, and one that failures.csv says could
+    not be extracted. Embeddings of slides that the cohort does not name are let be.
 
     Args:
         cohort: the slides and their labels.
         folders: one a cache; the features of several stand side by side in this order.
-        label: the label column.
+        label: the targets, as `read_task` has them.
         like: the recipe of a model, in whose order the features then stand.
+        unit: what a bag is of; the slides of a patient have to agree in labels and covariates.
+        covariates: columns that join the head, or those of a model.
 
     Raises:
-        CohortError: a labelled slide that has no embeddings and is not known to have failed, or nothing to learn from.
-        UnknownNameError: no such label column.
+        CohortError: a labelled slide that has no embeddings and is not known to have failed, nothing to learn from, or
+            slides of one patient that do not agree.
+        UnknownNameError: no such column, kind of target or unit.
         EmbeddingsError: damaged files, several recipes, a file that holds another slide than its name says, or caches
             that are not of the same tiles.
         LeakageError: one scan stands under two patients.
         LicenceError: a model is to be made of files that state more licences than one can pass on.
     """
-    labels = cohort.labels(label)
-    caches = find_caches(folders, like)
-    table = cohort.table.loc[(labels != "").to_numpy(), ["slide_id", "patient_id", "site", "split"]]
-    files = [_files_of(slide_id, caches) for slide_id in table["slide_id"]]
-    table = table.assign(label=table["slide_id"].map(labels), files=pd.Series(files, index=table.index, dtype=object))
-    for cache in caches:
-        _require_known(cohort, table, cache)
-        _say_ignored(set(cache.files) - set(cohort.table["slide_id"]), cache.folder)
-    opened = _open(table)
-    classes = cohort.classes(label)
-    table = _describe(table, opened, classes).reset_index(drop=True)
-    slides = LabelledSlides(
+    require_unit(unit)
+    task, truth = read_task(cohort, label)
+    labelled = np.array([any(texts.values()) for texts in _labels(task, truth)], dtype=bool)
+    joined, values = _covariates(cohort, task, covariates)
+    truth, values = truth[labelled], values[labelled]
+    rows = cohort.table.loc[labelled, ["slide_id", "patient_id", "site", "split"]]
+    if unit == "patient":
+        _require_agreement(cohort, _labels(task, truth), joined, rows)
+        truth, values = (_of_patients(one, rows["patient_id"]) for one in (truth, values))
+    proven = prove(cohort, rows, folders, like)
+    bags = bags_of(proven.table, unit)
+    firsts = [places[0] for places in bags]
+    table = _merged(proven.table, bags, _labels(task, truth[firsts]), values[firsts] if joined else None)
+    found = LabelledSlides(
         table=table,
-        label=label,
-        classes=classes,
-        recipe=_one_recipe(caches, opened),
-        dim=next((sum(part.features.shape[1] for part in parts) for parts in opened.values()), 0),
-        licences=tuple(dict.fromkeys(one for parts in opened.values() for part in parts for one in part.licences)),
-        mean_rgb={slide_id: parts[0].mean_rgb for slide_id, parts in opened.items()},
-        left_out=_left_out(labels, table),
+        task=task,
+        truth=truth[firsts],
+        covariates=joined,
+        unit=unit,
+        recipe=proven.recipe,
+        dim=proven.dim,
+        licences=proven.licences,
+        mean_rgb=_mean_rgb(table, bags, proven),
+        left_out=_left_out(cohort.table["slide_id"][~labelled], proven.table),
     )
-    _require_something(cohort, slides)
-    if like is None:  # a model is made of them
-        _require_few_licences(slides.licences, folders)
-    _require_one_patient_a_scan(cohort, table)
-    return slides
+    _require_something(cohort, found)
+    return found
 
 
-def failed_slides(folder: Path) -> set[str]:
-    """The slide_ids that the failures.csv of an embeddings folder, or of the root it lies in, names."""
-    named: set[str] = set()
-    for path in (folder / "failures.csv", folder.parent / "failures.csv"):
-        if path.is_file():
-            with path.open(encoding="utf-8", errors="replace", newline="") as file:
-                named |= {row.get("slide_id", "") for row in csv.DictReader(file)}
-    return named - {""}
+def _labels(task: Task, truth: Truth) -> list[dict[str, str]]:
+    """Of each row the text of each target by its name."""
+    names = [target.name for target in task.targets]
+    texts = [target.texts(part) for target, part in zip(task.targets, task.truths(truth), strict=True)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*texts, strict=True)]
 
 
-def name_some(names: Iterable[str]) -> str:
-    """The first few names and how many more there are, for a message of one line."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - _NAMED} more" if len(ordered) > _NAMED else ""
-    return ", ".join(ordered[:_NAMED]) + more
+def _covariates(
+    cohort: Cohort, task: Task, asked: Sequence[str] | Covariates
+) -> tuple[Covariates | None, NDArray[np.float32]]:
+    """What joins the head, and its numbers of every row of the cohort."""
+    if not asked:
+        return None, np.empty((len(cohort.table), 0), np.float32)
+    covariates = asked if isinstance(asked, Covariates) else Covariates.read(cohort, asked)
+    known = {column for target in task.targets for column in target.columns} & {one.name for one in covariates.columns}
+    if known:
+        message = f"--covariates names {', '.join(sorted(known))}, which is what the model is to say; leave it out"
+        raise InputError(message)
+    return covariates, covariates.encode(covariates.cells(cohort))
 
 
-def _files_of(slide_id: str, caches: Sequence[Cache]) -> Files | None:
-    found = [cache.files[slide_id] for cache in caches if slide_id in cache.files]
-    return tuple(found) if len(found) == len(caches) else None
+def _require_agreement(
+    cohort: Cohort, labels: Sequence[dict[str, str]], covariates: Covariates | None, rows: pd.DataFrame
+) -> None:
+    patients = rows.set_index("slide_id")["patient_id"]
+    require_agreement(cohort.source, pd.DataFrame(labels, index=patients.index), patients)
+    if covariates:
+        require_agreement(cohort.source, covariates.cells(cohort).loc[patients.index], patients)
 
 
-def _require_known(cohort: Cohort, table: pd.DataFrame, cache: Cache) -> None:
-    missing = set(table["slide_id"]) - set(cache.files) - failed_slides(cache.folder)
-    if missing:
-        rows = cohort.table.index[cohort.table["slide_id"].isin(missing)]
-        message = (
-            f"{cache.folder} has no embeddings of {len(missing)} labelled slides of {cohort.source}: {name_some(missing)}"
-            f" (rows {name_some(str(int(row) + 2) for row in rows)}); run pathfm extract for them, or empty their label"
-        )
-        raise CohortError(message)
+def _of_patients(values: NDArray[np.float32], patients: pd.Series[str]) -> NDArray[np.float32]:
+    """Of each slide what is known of its patient, whose slides agree; NaN where nothing is."""
+    codes, names = pd.factorize(patients)
+    known = np.full((len(names), values.shape[1]), np.nan, np.float32)
+    np.fmax.at(known, codes, values)
+    return known[codes]
 
 
-def _say_ignored(names: set[str], folder: Path) -> None:
-    if names:
-        logger.info("%s: %d files of slides that the cohort does not name are not used", folder, len(names))
-
-
-def _open(table: pd.DataFrame) -> dict[str, list[Embeddings]]:
-    """Proves and opens every file; the features stay on disk."""
-    opened: dict[str, list[Embeddings]] = {}
-    pairs = [(slide_id, files) for slide_id, files in zip(table["slide_id"], table["files"], strict=True) if files]
-    for slide_id, files in progress(pairs, "prove embeddings"):
-        opened[slide_id] = read_parts(files)
-        for path, one in zip(files, opened[slide_id], strict=True):
-            if one.slide_id != slide_id:
-                message = f"{path} holds slide {one.slide_id}; give the file its slide's name, or extract again"
-                raise EmbeddingsStaleError(path, message)
-    _require_one_width(pairs, opened)
-    return opened
-
-
-def _require_one_width(pairs: Sequence[tuple[str, Files]], opened: dict[str, list[Embeddings]]) -> None:
-    """Of each cache."""
-    widths = {slide_id: [one.features.shape[1] for one in parts] for slide_id, parts in opened.items()}
-    first_id, first_files = pairs[0] if pairs else ("", ())
-    for slide_id, files in pairs:
-        for path, width, first_path, first in zip(files, widths[slide_id], first_files, widths[first_id], strict=True):
-            if width != first:
-                message = (
-                    f"{path} has embeddings of width {width}, {first_path} of {first};"
-                    " delete the wrong one and run pathfm extract again"
-                )
-                raise EmbeddingsStaleError(path, message)
-
-
-def _one_recipe(caches: Sequence[Cache], opened: dict[str, list[Embeddings]]) -> dict[str, Any]:
-    """The one that the files of each cache share, joined; {} where nothing was opened."""
-    if not opened:
-        return {}
-    return joined_recipe(
-        [
-            require_one_recipe((cache.files[slide_id], parts[which]) for slide_id, parts in opened.items())
-            for which, cache in enumerate(caches)
-        ]
+def _merged(
+    slides: pd.DataFrame,
+    bags: Sequence[Sequence[int]],
+    labels: Sequence[dict[str, str]],
+    covariates: NDArray[np.float32] | None,
+) -> pd.DataFrame:
+    """One row a bag. A patient is of the first site, and in the first split, that its slides name."""
+    columns = {name: list(slides[name]) for name in slides}
+    of_bags = {name: [[values[place] for place in places] for places in bags] for name, values in columns.items()}
+    table = pd.DataFrame(
+        {
+            "slide_id": [BETWEEN.join(names) for names in of_bags["slide_id"]],
+            "patient_id": [patients[0] for patients in of_bags["patient_id"]],
+            "site": [next(filter(None, sites), "") for sites in of_bags["site"]],
+            "split": [next(filter(None, splits), "") for splits in of_bags["split"]],
+            "n_tiles": list(map(sum, of_bags["n_tiles"])),
+            "reason": [reasons[0] for reasons in of_bags["reason"]],
+        }
+    )
+    files = [tuple(files) if all(files) else None for files in of_bags["files"]]
+    digests = list(map(tuple, of_bags["slide_digest"]))
+    return table.assign(
+        files=_column(files, table),
+        slide_digests=_column(digests, table),
+        label=[BETWEEN.join(texts.values()) for texts in labels],
+        labels=_column(labels, table),
+        covariates=_column([None] * len(bags) if covariates is None else list(covariates), table),
     )
 
 
-def _describe(table: pd.DataFrame, opened: dict[str, list[Embeddings]], classes: list[str]) -> pd.DataFrame:
-    tiles = [len(opened[slide_id][0].features) if slide_id in opened else 0 for slide_id in table["slide_id"]]
-    reasons = [
-        NO_EMBEDDINGS if slide_id not in opened else NO_TISSUE if n == 0 else ""
-        for slide_id, n in zip(table["slide_id"], tiles, strict=True)
-    ]
-    digests = [facts_of(opened[name]).slide_digest if name in opened else "" for name in table["slide_id"]]
-    targets = table["label"].map({name: index for index, name in enumerate(classes)}).astype(int)
-    return table.assign(target=targets, n_tiles=tiles, slide_digest=digests, reason=reasons)
+def _mean_rgb(table: pd.DataFrame, bags: Sequence[Sequence[int]], proven: Proven) -> dict[str, NDArray[np.float32]]:
+    """Of each bag with tissue, each slide counting by its tiles."""
+    found = {}
+    for name, places in zip(table["slide_id"], bags, strict=True):
+        members = proven.table.iloc[list(places)]
+        if members["n_tiles"].sum():
+            colours = [proven.opened[slide_id][0].mean_rgb for slide_id in members["slide_id"]]
+            found[name] = np.average(colours, axis=0, weights=members["n_tiles"]).astype(np.float32)
+    return found
 
 
-def _left_out(labels: pd.Series[str], table: pd.DataFrame) -> list[LeftOut]:
-    unlabelled = [LeftOut(str(slide_id), NO_LABEL) for slide_id in labels.index[labels == ""]]
-    rows = table[table["reason"] != ""]
-    return unlabelled + [LeftOut(*pair) for pair in zip(rows["slide_id"], rows["reason"], strict=True)]
+def _column(values: Sequence[Any], table: pd.DataFrame) -> pd.Series[Any]:
+    """Values of any kind as a column of the table."""
+    return pd.Series(values, index=table.index, dtype=object)
+
+
+def _left_out(unlabelled: Iterable[str], slides: pd.DataFrame) -> list[LeftOut]:
+    rows = slides[slides["reason"] != ""]
+    named = [LeftOut(*pair) for pair in zip(rows["slide_id"], rows["reason"], strict=True)]
+    return [LeftOut(str(slide_id), NO_LABEL) for slide_id in unlabelled] + named
 
 
 def _require_something(cohort: Cohort, slides: LabelledSlides) -> None:
@@ -223,26 +254,3 @@ def _require_something(cohort: Cohort, slides: LabelledSlides) -> None:
             " run pathfm extract, and see its failures.csv"
         )
         raise CohortError(message)
-
-
-def _require_few_licences(licences: Sequence[Licence], folders: Sequence[Path]) -> None:
-    """A model with more could not be read, which has to show before it is trained."""
-    if len(licences) > MOST_LICENCES:
-        message = (
-            f"the files in {' and '.join(map(str, folders))} state {len(licences)} different licences, and a model passes on"
-            f" {MOST_LICENCES} at most; extract or import them again with one version of pathfm"
-        )
-        raise LicenceError(message)
-
-
-def _require_one_patient_a_scan(cohort: Cohort, table: pd.DataFrame) -> None:
-    known = table[table["slide_digest"] != ""]
-    patients = known.groupby("slide_digest")["patient_id"].nunique()
-    copied = known[known["slide_digest"].isin(patients.index[patients > 1])]
-    if len(copied):
-        first = copied[copied["slide_digest"] == copied["slide_digest"].iloc[0]]
-        message = (
-            f"{cohort.source}: {name_some(first['slide_id'])} are the same scan under the patients"
-            f" {name_some(set(first['patient_id']))}; keep one row, or give them one patient_id"
-        )
-        raise LeakageError(message)

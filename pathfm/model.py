@@ -6,70 +6,120 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
+from pathfm.covariates import Covariates
 from pathfm.embeddings import recipe_sha256
-from pathfm.errors import InputError, ModelError, UnknownNameError
+from pathfm.errors import InputError, ModelError
 from pathfm.files import write_atomically, write_json
-from pathfm.heads import Head, build_head
 from pathfm.licences import Licence, licences_in_recipe, licences_of, unknown_licences
+from pathfm.modelheads import REMEDY, damaged, read_heads
 from pathfm.tables import first_line, read_document
+from pathfm.targets import Task
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from pathfm.heads import Head
+    from pathfm.patients import Unit
 
 FORMAT = "pathfm-model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+MOST_HEADS = 256
+"""Members of an ensemble: more than any cross-validation has folds and repeats."""
+_TARGETS = [{"name": str, "kind": str}]
 _SHAPE: dict[str, Any] = {
     "pathfm_version": str,
-    "head": {"name": str, "kwargs": dict},
-    "label": str,
-    "classes": [str],
+    "heads": [{"name": str, "kwargs": {"*": (int, float, bool, str)}, "targets": _TARGETS}],
+    "targets": _TARGETS,
+    "unit": ("slide", "patient"),
+    "covariates": ([{"name": str, "levels": [str]}], None),
     "dim": int,
     "recipe": {"backbone?": dict, "joined?": [{"backbone": {"name": str}}]},
     "recipe_sha256": str,
-    "licence?": dict,
-    "licences?": [{"backbone": str, "licence": str, "derivatives": str, "page": str}],
+    "licences": [{"backbone": str, "licence": str, "derivatives": str, "page": str}],
     "training": {"fingerprint": str, "epochs": int, "patients": [str], "slides": {"*": str}},
-    "figures": (dict, None),
+    "figures": ({"*": dict}, None),
     "weights_sha256": str,
 }
-_REMEDY = "train the model again, or fetch a whole copy of its folder"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A trained head and what a user of it has to know.
+    """One trained head, or an ensemble of several, and what a user of it has to know.
 
     Attributes:
-        head: on the CPU, in evaluation mode.
-        label: the label column it was trained on.
-        classes: names of the logits in order; the last of two is the positive class.
+        heads: on the CPU, in evaluation mode; the scores of several are the means of their scores.
+        task: the targets in the order of the logits.
+        tasks: of each head the task as it was fitted to its own training rows; where none is given, `task`.
+        unit: what a bag is of: a slide, or all slides of a patient.
+        covariates: what of the cohort table the heads read beside the slides, None for nothing.
         recipe: of the embeddings it takes; no others fit.
         training: settings, seed, epochs, fingerprint, n_patients, n_slides, patients (ids), slides (slide_id to the
             sha256 of the slide); JSON types.
-        figures: metrics.json of the cross-validation it comes from, None where there was none.
+        figures: metrics.json of the cross-validation it comes from, by the name of the target; None where there was none.
         licences: of the backbones whose embeddings it was trained on, which it inherits. Where none is given, what the
             recipe of an older cache says, else "unknown".
     """
 
-    head: Head
-    label: str
-    classes: list[str]
+    heads: tuple[Head, ...]
+    task: Task
+    tasks: tuple[Task, ...] = ()
+    unit: Unit = "slide"
+    covariates: Covariates | None = None
     recipe: dict[str, Any]
     training: dict[str, Any]
     figures: dict[str, Any] | None = None
     licences: tuple[Licence, ...] = ()
 
     def __post_init__(self) -> None:
-        """Leaves no model without a licence: one that is not stated restricts."""
+        """Leaves no head without its task and no model without a licence: one that is not stated restricts."""
+        if not self.tasks:
+            object.__setattr__(self, "tasks", (self.task,) * len(self.heads))
         if not self.licences:
             object.__setattr__(self, "licences", licences_in_recipe(self.recipe))
+
+    @property
+    def label(self) -> str:
+        """The names of the targets with commas between."""
+        return self.task.label
+
+
+def ensemble(models: Sequence[Model]) -> Model:
+    """Models of the same targets and recipe as one, which has seen what any of them has seen.
+
+    Raises:
+        ModelError: models that do not belong together.
+    """
+    first = models[0]
+    alike = [(one.unit, one.covariates, one.recipe, _columns(one.task)) for one in models]
+    if any(one != alike[0] for one in alike) or len({head.dim for one in models for head in one.heads}) > 1:
+        message = "models of different targets, units, covariates or recipes make no ensemble"
+        raise ModelError(message)
+    records = [one.training for one in models]
+    patients = sorted({patient for record in records for patient in record["patients"]})
+    slides = {name: digest for record in records for name, digest in record["slides"].items()}
+    training = {
+        "settings": records[0].get("settings", {}),
+        "fingerprint": hashlib.sha256("".join(record["fingerprint"] for record in records).encode()).hexdigest(),
+        "epochs": max(record["epochs"] for record in records),
+        "n_slides": len(slides),
+        "n_patients": len(patients),
+        "patients": patients,
+        "slides": dict(sorted(slides.items())),
+    }
+    return Model(
+        heads=tuple(head for one in models for head in one.heads),
+        task=first.task,
+        tasks=tuple(task for one in models for task in one.tasks),
+        unit=first.unit,
+        covariates=first.covariates,
+        recipe=first.recipe,
+        training=training,
+        licences=tuple(dict.fromkeys(licence for one in models for licence in one.licences)),
+    )
 
 
 def write_model(folder: Path, model: Model) -> None:
@@ -78,7 +128,12 @@ def write_model(folder: Path, model: Model) -> None:
     Raises:
         DiskFullError: no space; a model that was there before is then either whole or refused by `read_model`.
     """
-    weights = save({name: value.contiguous() for name, value in model.head.state_dict().items()})
+    tensors = {
+        f"{place}.{name}": value.contiguous()
+        for place, head in enumerate(model.heads)
+        for name, value in head.state_dict().items()
+    }
+    weights = save(tensors)
     write_atomically(folder / "model.safetensors", weights)
     write_json(folder / "model.json", _description(model) | {"weights_sha256": hashlib.sha256(weights).hexdigest()})
 
@@ -87,14 +142,21 @@ def read_model(folder: Path) -> Model:
     """Reads a model directory that may come from anywhere: nothing in it is run, and sizes are checked before allocation.
 
     Raises:
-        ModelError: missing, damaged, of a newer format, or its two files do not belong together; the key is named.
+        ModelError: missing, damaged, of another format version, or its two files do not belong together; the key is named.
     """
     described = read_description(folder)
-    tensors = _read_weights(folder, described["weights_sha256"])
+    path = folder / "model.json"
+    task, *tasks = (_task(path, one["targets"]) for one in (described, *described["heads"]))
+    if any(_columns(one) != _columns(task) for one in tasks):
+        raise damaged(path, "key 'heads' has other targets than key 'targets'")
+    covariates = _covariates(path, described)
+    sizes = (described["dim"], task.n_outputs, covariates.width if covariates else 0)
     return Model(
-        head=_head(folder, described, tensors),
-        label=described["label"],
-        classes=described["classes"],
+        heads=read_heads(folder, described, sizes),
+        task=task,
+        tasks=tuple(tasks),
+        unit=described["unit"],
+        covariates=covariates,
         recipe=described["recipe"],
         training=described["training"],
         figures=described["figures"],
@@ -103,17 +165,20 @@ def read_model(folder: Path) -> Model:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What `model.json` says, checked like `read_model` does, without the weights; key `licences` also in an older one.
+    """What `model.json` says, checked like `read_model` does, without the weights.
 
     Raises:
-        ModelError: missing, damaged, or of a newer format; the key is named.
+        ModelError: missing, damaged, or of another format version; the key is named.
     """
     path = folder / "model.json"
     if not path.is_file():
         message = f"{folder} is not a model directory, it has no model.json; pass --model a folder that train, crossval or run wrote"
         raise ModelError(message)
     try:
-        described = read_document(path, FORMAT, FORMAT_VERSION, _SHAPE, _REMEDY)
+        described = read_document(path, FORMAT, FORMAT_VERSION, {"format_version": int}, REMEDY)
+        if described["format_version"] < FORMAT_VERSION:
+            raise damaged(path, f"is of format_version {described['format_version']}, which this pathfm does not read")
+        described = read_document(path, FORMAT, FORMAT_VERSION, _SHAPE, REMEDY)
     except InputError as error:
         raise ModelError(str(error)) from error
     _require_sense(path, described)
@@ -121,14 +186,16 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def _description(model: Model) -> dict[str, Any]:
+    members = zip(model.heads, model.tasks, strict=True)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "pathfm_version": __version__,
-        "head": {"name": model.head.name, "kwargs": model.head.kwargs()},
-        "label": model.label,
-        "classes": model.classes,
-        "dim": model.head.dim,
+        "heads": [{"name": head.name, "kwargs": head.kwargs(), "targets": task.facts()} for head, task in members],
+        "targets": model.task.facts(),
+        "unit": model.unit,
+        "covariates": model.covariates.facts() if model.covariates else None,
+        "dim": model.heads[0].dim,
         "recipe": model.recipe,
         "recipe_sha256": recipe_sha256(model.recipe),
         "licences": [one.facts() for one in model.licences],
@@ -138,67 +205,39 @@ def _description(model: Model) -> dict[str, Any]:
 
 
 def _require_sense(path: Path, described: dict[str, Any]) -> None:
-    classes = described["classes"]
-    if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise _damaged(path, "key 'classes' is not a list of two or more different names")
+    if not 1 <= len(described["heads"]) <= MOST_HEADS:
+        raise damaged(path, f"key 'heads' is not a list of 1 to {MOST_HEADS}")
     if described["dim"] < 1:
-        raise _damaged(path, "key 'dim' is not a width")
+        raise damaged(path, "key 'dim' is not a width")
     try:
         digest = recipe_sha256(described["recipe"])
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"key 'recipe' cannot be hashed ({first_line(error)})") from error
+        raise damaged(path, f"key 'recipe' cannot be hashed ({first_line(error)})") from error
     if described["recipe_sha256"] != digest:
-        raise _damaged(path, "key 'recipe_sha256' does not match its recipe")
+        raise damaged(path, "key 'recipe_sha256' does not match its recipe")
 
 
 def _licences(path: Path, described: dict[str, Any]) -> tuple[Licence, ...]:
-    """Version 1 had one backbone and its licence under another name."""
-    key = "licence" if described["format_version"] == 1 else "licences"
-    if key not in described:
-        raise _damaged(path, f"lacks the key {key!r}")
-    if key == "licence":
-        return (Licence.of_facts(described[key]),)
     try:
-        return licences_of(described[key]) or unknown_licences(described["recipe"])
+        return licences_of(described["licences"]) or unknown_licences(described["recipe"])
     except ValueError as error:
-        raise _damaged(path, f"key 'licences' cannot be read ({first_line(error)})") from error
+        raise damaged(path, f"key 'licences' cannot be read ({first_line(error)})") from error
 
 
-def _read_weights(folder: Path, wanted_sha256: str) -> dict[str, Tensor]:
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise _damaged(path, "is missing")
-    weights = path.read_bytes()
-    if hashlib.sha256(weights).hexdigest() != wanted_sha256:
-        raise _damaged(path, "does not match key 'weights_sha256' of model.json")
+def _task(path: Path, facts: list[dict[str, Any]]) -> Task:
     try:
-        return load(weights)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise _damaged(path, f"is not a safetensors file ({first_line(error)})") from error
+        return Task.of_facts(facts)
+    except (ValueError, InputError) as error:
+        raise damaged(path, f"key 'targets' cannot be read: {first_line(error)}") from error
 
 
-def _head(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
-    path, name = folder / "model.json", described["head"]["name"]
+def _columns(task: Task) -> list[tuple[str, ...]]:
+    """What has to be the same for scores to be averaged; how a target was fitted may differ."""
+    return [(target.name, target.kind, *target.names) for target in task.targets]
+
+
+def _covariates(path: Path, described: dict[str, Any]) -> Covariates | None:
     try:
-        with torch.device("meta"):  # sizes without memory: they are only claims so far
-            head = build_head(name, described["dim"], len(described["classes"]), **described["head"]["kwargs"])
-    except UnknownNameError as error:
-        raise _damaged(path, f"key 'head.name': {first_line(error)}") from error
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise _damaged(
-            path, f"key 'head.kwargs' or 'dim' does not fit the head {name!r} ({first_line(error)})"
-        ) from error
-    wanted = {key: (value.shape, value.dtype) for key, value in head.state_dict().items()}
-    for key in sorted(wanted.keys() | tensors.keys()):
-        if key not in tensors or key not in wanted or (tensors[key].shape, tensors[key].dtype) != wanted[key]:
-            raise _damaged(
-                folder / "model.safetensors", f"tensor {key!r} does not fit the head that model.json describes"
-            )
-        if not torch.isfinite(tensors[key]).all():
-            raise _damaged(folder / "model.safetensors", f"tensor {key!r} holds a number that is not finite")
-    head.load_state_dict(tensors, assign=True)
-    return head.eval()
-
-
-def _damaged(path: Path, what: str) -> ModelError:
-    return ModelError(f"{path} {what}; {_REMEDY}")
+        return None if described["covariates"] is None else Covariates.of_facts(described["covariates"])
+    except ValueError as error:
+        raise damaged(path, first_line(error)) from error

@@ -7,24 +7,29 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pathfm.cohort import read_cohort
+from pathfm.cohort import Cohort, read_cohort
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import InputError, SlidesFailedError
 from pathfm.isolation import Limits
 from pathfm.joined import Files, find_caches, slides_of
 from pathfm.model import Model, read_model
+from pathfm.patients import BETWEEN, NO_EMBEDDINGS, bags_of, require_agreement
 from pathfm.privacy import private_run
 from pathfm.progress import logger
-from pathfm.scoring import SlideScore, score_slide, score_table, write_table
+from pathfm.results import write_results
+from pathfm.scoring import BagScore, score_bag, score_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from pathfm.extract import ExtractResult
     from pathfm.failures import Failure
     from pathfm.privacy import Pseudonyms
 
-__all__ = ["SlideScore", "predict", "score_slide"]
+__all__ = ["BagScore", "predict", "score_bag"]
 
 NEW, SEEN = "new", "seen"
 
@@ -34,20 +39,23 @@ def predict(
     out: Path,
     slides: list[Path] | None = None,
     embeddings: list[Path] | None = None,
+    cohort: Path | None = None,
     mpp_override: float | None = None,
     device: str = "auto",
     backbone: str | None = None,
     limits: Limits = Limits(),
     pseudonymise: Path | None = None,
-) -> pd.DataFrame:
+) -> dict[str, pd.DataFrame]:
     """Scores new slides and writes `predictions.csv`; from raw slides it extracts first, with the model's own recipe.
 
     Args:
         model: the model directory.
-        out: gets predictions.csv; with slides also embeddings/ and its failures.csv.
+        out: gets predictions.csv, of several targets in a folder each; with slides also embeddings/ and its failures.csv.
         slides: folders, slide files or cohort tables; or else
         embeddings: the folder that extract wrote, of the model's own recipe; of a model that reads several side by side
             all of them, in any order.
+        cohort: a table that names the patients of the slides, and the covariates that the model reads beside them; a cohort
+            table among the slides serves as well.
         mpp_override: microns per pixel of level 0, in place of what the slides state.
         device: where to run the backbone; the head runs on the CPU.
         backbone: where the model's backbone lies here, if it is one from a folder: local-dir:/folder; of a model that
@@ -57,12 +65,14 @@ def predict(
             was given, else it is made where it is missing.
 
     Returns:
-        The table: slide_id, patient_id ("" where no cohort table names it), split ("new", or "seen" where the model
-        has learned from the slide), label (""), predicted,
-        prob_<class> for each class, n_tiles, reason ("", "no_tissue", or "no_embeddings" for a slide that failed).
+        By the name of the target a table with one row a slide, or a patient where the model takes all slides of one as a
+        bag: slide_id (of a patient those of its slides with ";" between), patient_id ("" where no table names it), split
+        ("new", or "seen" where the model has learned from the slide), label (""), predicted, the scores such as
+        prob_<class>, n_tiles, reason ("", "no_tissue", or "no_embeddings" for a slide that failed).
 
     Raises:
-        InputError: neither or both of slides and embeddings.
+        InputError: neither or both of slides and embeddings, or a table that the model needs is missing.
+        CohortError: a table without a column that the model reads.
         ModelError: not a model directory.
         EmbeddingsStaleError: embeddings of another recipe, or this machine cannot make the model's own.
         SlidesFailedError: at the very end, when some slides could not be extracted; the others are in the table.
@@ -70,27 +80,24 @@ def predict(
     if (slides is None) == (embeddings is None):
         message = "predict needs either --slides or --embeddings; pass one of them"
         raise InputError(message)
-    with private_run(pseudonymise, out, embeddings or [], [model], slides=slides) as names:
+    with private_run(pseudonymise, out, embeddings or [], [model], slides=slides, cohort=cohort) as names:
         frozen = read_model(model)
+        named = [one for one in slides or [] if one.suffix.lower() == ".csv"]
+        tables = [read_cohort(one, names) for one in [*([cohort] if cohort else []), *named]]
+        _require_tables(frozen, tables)
         failed: Sequence[Failure] = ()
         if embeddings is not None:
             files = slides_of(find_caches(embeddings, frozen.recipe))
         else:
-            result = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone, names, limits)
-            made = (*result.done, *result.skipped)
-            files = {name: tuple(folder / f"{name}.h5" for folder in result.folders) for name in made}
-            files |= {failure.slide_id: None for failure in result.failed}
-            files, failed = dict(sorted(files.items())), result.failed
-        table = score_table(frozen, _rows(frozen, files, slides or [], names), "split")
-        n_seen = int((table["split"] == SEEN).sum())
-        if n_seen:
-            logger.warning(
-                "%d of %d slides were in the training of this model: their scores say nothing", n_seen, len(table)
-            )
-        write_table(out / "predictions.csv", table)
+            made = _extracted(frozen, slides or [], out / "embeddings", mpp_override, device, backbone, names, limits)
+            files, failed = _files_of(made), made.failed
+        rows = _bags(frozen, files, tables)
+        _say_seen(frozen, rows)
+        predictions = score_tables(frozen, rows, "split")
+        write_results(out, {name: (table, None) for name, table in predictions.items()})
         if failed:
             raise SlidesFailedError(len(failed), len(files), out / "embeddings" / "failures.csv")
-        return table
+        return predictions
 
 
 def _extracted(
@@ -118,24 +125,81 @@ def _extracted(
     )
 
 
-def _rows(model: Model, files: dict[str, Files | None], slides: list[Path], names: Pseudonyms | None) -> pd.DataFrame:
-    patients: dict[str, str] = {}
-    for table in slides:
-        if table.suffix.lower() == ".csv":
-            rows = read_cohort(table, names).table
-            patients |= dict(zip(rows["slide_id"], rows["patient_id"], strict=True))
-    return pd.DataFrame(
-        [
-            {
-                "slide_id": name,
-                "patient_id": patients.get(name, ""),
-                "split": SEEN if _is_seen(model, name, its_files) else NEW,
-                "label": "",
-                "files": its_files,
-            }
-            for name, its_files in files.items()
-        ]
+def _files_of(made: ExtractResult) -> dict[str, Files | None]:
+    """Of every slide its files, sorted by slide_id; None where it failed."""
+    done = {name: tuple(folder / f"{name}.h5" for folder in made.folders) for name in (*made.done, *made.skipped)}
+    return dict(sorted({**done, **{failure.slide_id: None for failure in made.failed}}.items()))
+
+
+def _require_tables(model: Model, tables: Sequence[Cohort]) -> None:
+    """Before hours of extraction: what the model reads beside the slides has to be there."""
+    if model.covariates:
+        for one in tables:
+            model.covariates.cells(one)
+    needed = ["patient_id"] if model.unit == "patient" else []
+    needed += [one.name for one in model.covariates.columns] if model.covariates else []
+    if needed and not tables:
+        message = (
+            f"the model reads the {', '.join(needed)} of each slide; pass --cohort a CSV with the columns"
+            f" {', '.join(dict.fromkeys(['slide_id', 'patient_id', *needed]))}"
+        )
+        raise InputError(message)
+
+
+def _bags(model: Model, files: dict[str, Files | None], tables: Sequence[Cohort]) -> pd.DataFrame:
+    """One row a bag, as `score_tables` takes it."""
+    patients = {name: patient for one in reversed(tables) for name, patient in one.patients().items()}
+    unnamed = [name for name in files if name not in patients]
+    if unnamed and (model.unit == "patient" or model.covariates):
+        what = "covariates are taken as not known" + (" and each is a patient" if model.unit == "patient" else "")
+        logger.warning("no table names %d slides, such as %s: their %s", len(unnamed), unnamed[0], what)
+    slides = pd.DataFrame(
+        {
+            "slide_id": list(files),
+            "patient_id": [patients.get(name, "") for name in files],
+            "files": pd.Series(list(files.values()), dtype=object),
+            "reason": ["" if its_files else NO_EMBEDDINGS for its_files in files.values()],
+            "seen": [_is_seen(model, name, its_files) for name, its_files in files.items()],
+        }
     )
+    covariates = _covariates(model, slides, tables)
+    rows = []
+    for places in bags_of(slides, model.unit):
+        bag = slides.iloc[places]
+        rows.append(
+            {
+                "slide_id": BETWEEN.join(bag["slide_id"]),
+                "patient_id": bag["patient_id"].iloc[0],
+                "split": SEEN if bag["seen"].any() else NEW,
+                "files": tuple(bag["files"]) if all(bag["files"]) else None,
+                "covariates": None if covariates is None else covariates[places[0]],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _covariates(model: Model, slides: pd.DataFrame, tables: Sequence[Cohort]) -> NDArray[np.float32] | None:
+    """The encoded covariates of each slide, or of its patient, float32 (n, m); None where the model reads none."""
+    if model.covariates is None:
+        return None
+    columns = [one.name for one in model.covariates.columns]
+    cells = pd.concat([model.covariates.cells(one) for one in tables])
+    cells = cells[~cells.index.duplicated()].reindex(slides["slide_id"], fill_value="")
+    if model.unit == "patient":
+        patients = pd.Series(list(slides["patient_id"]), index=cells.index)
+        of_known = (patients != "").to_numpy()
+        require_agreement(tables[0].source, cells[of_known], patients[of_known])
+        for column in columns:
+            filled = cells[column].where(cells[column] != "").groupby(patients.to_numpy()).transform("first").fillna("")
+            cells[column] = filled.where(of_known, cells[column])
+    return model.covariates.encode(cells)
+
+
+def _say_seen(model: Model, rows: pd.DataFrame) -> None:
+    n_seen = int((rows["split"] == SEEN).sum())
+    if n_seen:
+        what = "%d of %d %ss were in the training of this model: their scores say nothing"
+        logger.warning(what, n_seen, len(rows), model.unit)
 
 
 def _is_seen(model: Model, slide_id: str, files: Files | None) -> bool:

@@ -1,121 +1,109 @@
-"""What a model says of slides: one score, the table of many (predictions.csv), and the document of their figures (metrics.json)."""
+"""What a model says of bags: the score of one, with where the model looked, and the tables of many (predictions.csv)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pathfm.embeddings import Embeddings, require_recipe
-from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, InputError
-from pathfm.files import write_text
-from pathfm.heads import pack
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, ModelError
+from pathfm.heads import Bags, pack
 from pathfm.joined import read_joined
-from pathfm.labelled import NO_EMBEDDINGS, NO_TISSUE, LeftOut
-from pathfm.metrics import cohort_figures, is_scored
+from pathfm.patients import NO_EMBEDDINGS, NO_TISSUE, slides_of_bag
 from pathfm.progress import progress
-from pathfm.tables import read_document, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from typing import Any
 
+    import pandas as pd
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pathfm.model import Model
-
-_FIGURES = ("auroc", "balanced_accuracy", "f1")
-_FORMAT, _FORMAT_VERSION = "pathfm-metrics", 1
-_NUMBER = (float, None)
-_FIGURE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
-_BLOCK = dict.fromkeys(_FIGURES, _FIGURE) | {"n": int, "n_by_class": {"*": int}}
-_TESTED = {"available": True, "auroc": _FIGURE, "difference": _FIGURE, "confounded": bool, "why": str}
-_FOLD = dict.fromkeys(("fold", "n_train_patients", "n_stop_patients", "n_scored_patients", "epochs"), int)
-_SHAPE = {
-    "label": str,
-    "classes": [str],
-    "protocol": str,
-    "n_slides": int,
-    "n_patients": int,
-    "left_out": [{"slide_id": str, "reason": str}],
-    "slide": (_BLOCK, None),
-    "patient": (_BLOCK, None),
-    "interval": (str, None),
-    "controls": {"*": (_TESTED, {"available": False, "why": str})},
-    "confounded": {"verdict": str, "controls": [str]},
-    "folds": [_FOLD | {"stopped_early": bool}],
-    "warnings": [str],
-    "lesion?": ({"attention_auroc": (_FIGURE, float, None)}, None),
-}
+    from pathfm.targets import Scores
 
 
-class SlideScore(NamedTuple):
-    """What a model says of one slide.
+@dataclass(frozen=True)
+class BagScore:
+    """What a model says of one bag.
 
     Attributes:
-        probabilities: float64 (c,) in the order of the model's classes, sums to 1; None where there is nothing to score.
-        attention: float32 (n,), sums to 1 over the tiles, in their order; None for a head without attention.
-        reason: "" or why there is no score: "no_tissue".
+        scores: of each target float64 (k,) in the order of its `names`; [] where there is nothing to score.
+        shown: of each target where the model looked, as `attention` gives it.
+        reason: "" or why there is no score: "no_tissue", "no_embeddings".
     """
 
-    probabilities: NDArray[np.float64] | None
-    attention: NDArray[np.float32] | None
+    scores: list[NDArray[np.float64]]
+    shown: list[NDArray[np.float32] | None]
     reason: str
 
+    def attention(self, which: int = 0) -> NDArray[np.float32] | None:
+        """Where the model looked for a target, float32 (n,) of sum 1 over the instances of the bag, in their order.
 
-def score_slide(model: Model, embeddings: Embeddings) -> SlideScore:
-    """Scores one slide on the CPU. A slide without tiles gets no score, though a head could be made to name one.
+        Of a head with one branch an output it is that of the output that shows the bag, such as the predicted class; of an
+        ensemble the mean. None for heads without attention, and where there is no score.
+        """
+        return self.shown[which] if self.shown else None
+
+
+def score_bag(model: Model, slides: Sequence[Embeddings], covariates: NDArray[np.float32] | None = None) -> BagScore:
+    """Scores one bag on the CPU. One without tiles gets no score, though a head could be made to name one.
+
+    Args:
+        model: the model.
+        slides: of the bag, one below the other.
+        covariates: float32 (m,), as the model's covariates encode the cells of the bag, NaN for what is not known; None
+            where it reads none.
 
     Raises:
         EmbeddingsStaleError: the embeddings were made with another recipe than the model's.
         EmbeddingsDamagedError: an embedding is not finite.
+        ModelError: a score is not finite.
+        ValueError: other covariates than the model reads.
     """
-    path = Path(f"{embeddings.slide_id}.h5")
-    require_recipe(path, embeddings.recipe, model.recipe)
-    features = np.asarray(embeddings.features, dtype=np.float32)
-    if not len(features):
-        return SlideScore(None, None, NO_TISSUE)
-    if not np.isfinite(features).all():
-        message = f"{path} holds embeddings that are not finite; extract the slide again with --precision float32"
-        raise EmbeddingsDamagedError(path, message)
-    with torch.inference_mode():
-        output = model.head(pack([torch.from_numpy(features)]))
-    probabilities = torch.softmax(output.logits[0].double(), dim=0).numpy()
-    if output.attention is None:
-        return SlideScore(probabilities, None, "")
-    # a head with one branch a class is shown by the branch of the class it predicts
-    branch = int(probabilities.argmax()) if output.attention.shape[1] > 1 else 0
-    return SlideScore(probabilities, output.attention[:, branch].numpy(), "")
+    wanted, given = model.covariates.width if model.covariates else 0, 0 if covariates is None else len(covariates)
+    if given != wanted:
+        message = f"the model reads {wanted} numbers beside the slides of a bag, {given} were given"
+        raise ValueError(message)
+    parts = [_features(model, one) for one in slides]
+    if not sum(map(len, parts)):
+        return BagScore([], [], NO_TISSUE)
+    row = None if covariates is None else torch.from_numpy(np.asarray(covariates, np.float32))[None]
+    bags = pack([torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))], row)
+    members = [_scores_of_member(model, place, bags) for place in range(len(model.heads))]
+    scores = [np.mean(rows, axis=0) for rows in zip(*(scores for scores, _ in members), strict=True)]
+    if not all(np.isfinite(one).all() for one in scores):  # finite weights can be too large, or divide by zero
+        message = f"the model's score of {slides[0].slide_id} is no finite number; train the model again"
+        raise ModelError(message)
+    shown = [_shown(model, which, one, [attention for _, attention in members]) for which, one in enumerate(scores)]
+    return BagScore([one[0] for one in scores], shown, "")
 
 
-def score_table(model: Model, slides: pd.DataFrame, place: Literal["fold", "split"]) -> pd.DataFrame:
-    """The predictions of a model: one row a slide, in the order given.
+def score_tables(model: Model, rows: pd.DataFrame, place: Literal["fold", "split"]) -> dict[str, pd.DataFrame]:
+    """The predictions of a model, a table for each target: one row a bag, in the order given.
 
     Args:
-        model: scores every slide that has tiles.
-        slides: columns slide_id, patient_id, label, files (a tuple of embeddings files, one a cache, or None) and `place`.
-        place: the column that says on which side of a split a slide stood.
+        model: scores every bag that has tiles.
+        rows: columns slide_id, patient_id, files (of each slide a tuple of embeddings files, one a cache; or None) and
+            `place`; where there are any, `labels` (a dict of texts by the name of the target) and `covariates` (float32).
+        place: the column that says on which side of a split a bag stood.
 
     Returns:
-        Columns slide_id, patient_id, `place`, label, predicted, prob_<class> for each class, n_tiles, reason; without a
-        score predicted is "", the probabilities are NaN and reason is "no_tissue" or "no_embeddings".
+        By the name of the target: columns slide_id, patient_id, `place`, label, predicted, those of `Target.names`,
+        n_tiles, reason; without a score predicted is "", the scores are NaN and reason is "no_tissue" or
+        "no_embeddings".
 
     Raises:
         EmbeddingsError: a file that is damaged, of another recipe, or of another slide than its row; or files of a slide
             that are not of the same tiles.
     """
-    rows = []
-    for slide in progress(slides.to_dict("records"), "score"):
-        score, n_tiles = SlideScore(None, None, NO_EMBEDDINGS), 0
-        if slide["files"]:
-            embeddings = read_joined(slide["files"], model.recipe)
-            require_slide(slide["files"][0], embeddings, slide["slide_id"])
-            score, n_tiles = score_slide(model, embeddings), len(embeddings.features)
-        known = {name: slide[name] for name in ("slide_id", "patient_id", place, "label")}
-        rows.append(known | _columns(model.classes, score) | {"n_tiles": n_tiles, "reason": score.reason})
-    return pd.DataFrame(rows)
+    found = [_scored(model, row) for row in progress(rows.to_dict("records"), "score")]
+    return {target.name: _table(model, which, rows, place, found) for which, target in enumerate(model.task.targets)}
 
 
 def require_slide(path: Path, embeddings: Embeddings, slide_id: str) -> None:
@@ -129,116 +117,57 @@ def require_slide(path: Path, embeddings: Embeddings, slide_id: str) -> None:
         raise EmbeddingsStaleError(path, message)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table as CSV, atomically; NaN is an empty cell, floats read back exactly."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+def _features(model: Model, embeddings: Embeddings) -> NDArray[np.float32]:
+    path = Path(f"{embeddings.slide_id}.h5")
+    require_recipe(path, embeddings.recipe, model.recipe)
+    features = np.asarray(embeddings.features, dtype=np.float32)
+    if not np.isfinite(features).all():
+        message = f"{path} holds embeddings that are not finite; extract the slide again with --precision float32"
+        raise EmbeddingsDamagedError(path, message)
+    return features
 
 
-def read_predictions(path: Path, classes: Sequence[str], remedy: str) -> pd.DataFrame:
-    """A predictions table: ids, labels and folds as text ("" where empty), probabilities as numbers (NaN where empty).
-
-    Raises:
-        InputError: missing, broken, of other columns, or a probability that is none; the message ends in the remedy.
-    """
-    names = [f"prob_{name}" for name in classes]
-    table = read_table(path, ("slide_id", "patient_id", "label", "predicted", "reason", *names), remedy)
-    for name in names:
-        text, table[name] = table[name], pd.to_numeric(table[name], errors="coerce").astype(float)
-        if ((text != "") & ~table[name].between(0, 1)).any():
-            message = f"{path} holds something else than probabilities in the column {name}; {remedy}"
-            raise InputError(message)
-    return table
+def _scores_of_member(model: Model, place: int, bags: Bags) -> tuple[list[Scores], Tensor | None]:
+    with torch.inference_mode():
+        output = model.heads[place](bags)
+    return model.tasks[place].scores(output.logits), output.attention
 
 
-def read_metrics(path: Path, remedy: str) -> dict[str, Any]:
-    """metrics.json as `metrics_document` made it.
-
-    Raises:
-        InputError: missing, broken, or no metrics.json; the key is named and the message ends in the remedy.
-    """
-    return read_document(path, _FORMAT, _FORMAT_VERSION, _SHAPE, remedy)
+def _shown(model: Model, which: int, scores: Scores, attentions: Sequence[Tensor | None]) -> NDArray[np.float32] | None:
+    """The mean attention of those heads that have one, in the branch of the output that shows the bag."""
+    branch = model.task.first_output(which) + int(model.task.targets[which].branch(scores)[0])
+    columns = [one[:, branch if one.shape[1] > 1 else 0].numpy() for one in attentions if one is not None]
+    return np.mean(columns, axis=0, dtype=np.float32) if columns else None
 
 
-def metrics_document(
-    predictions: pd.DataFrame,
-    *,
-    label: str,
-    classes: Sequence[str],
-    protocol: str,
-    left_out: Sequence[LeftOut],
-    controls: Mapping[str, Any],
-    folds: Sequence[Mapping[str, Any]] = (),
-    warnings: Sequence[str] = (),
-) -> dict[str, Any]:
-    """metrics.json of predictions for slides that the model had not seen; figures are null where there are none.
-
-    Args:
-        predictions: a predictions table, of held-out slides only.
-        label: the label column.
-        classes: in order.
-        protocol: how the slides were held out, in words.
-        left_out: slides of the cohort that were not used, with the reason.
-        controls: the blocks "controls" and "confounded".
-        folds: what each fold was fitted on.
-        warnings: come before those of the figures.
-    """
-    scored = predictions[is_scored(predictions, classes)] if len(predictions) else predictions
-    figures: dict[str, Any] = {"slide": None, "patient": None, "interval": None, "warnings": []}
-    if len(scored):
-        figures = cohort_figures(predictions, classes)
-    return {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
-        "label": label,
-        "classes": list(classes),
-        "protocol": protocol,
-        "n_slides": len(scored),
-        "n_patients": int(scored["patient_id"].nunique()) if len(scored) else 0,
-        "left_out": [one._asdict() for one in left_out],
-        "slide": figures["slide"],
-        "patient": figures["patient"],
-        "interval": figures["interval"],
-        **controls,
-        "folds": list(folds),
-        "warnings": [*warnings, *figures["warnings"]],
-    }
+def _scored(model: Model, row: dict[Any, Any]) -> tuple[BagScore, int]:
+    """The score of a bag, and its tiles."""
+    files = row["files"]
+    if not files:
+        return BagScore([], [], NO_EMBEDDINGS), 0
+    slides = [read_joined(one, model.recipe) for one in files]
+    for one, path, slide_id in zip(slides, files, slides_of_bag(row["slide_id"], len(files)), strict=True):
+        require_slide(path[0], one, slide_id)
+    covariates = row.get("covariates") if model.covariates else None
+    return score_bag(model, slides, covariates), sum(len(one.features) for one in slides)
 
 
-def no_controls(why: str) -> dict[str, Any]:
-    """The blocks "controls" and "confounded" where the controls cannot be fitted."""
-    absent = {"available": False, "why": why}
-    sentence = f"Confounding was not tested: {why}."
-    return {
-        "controls": {"mean_colour": absent, "site": absent},
-        "confounded": {"verdict": "not tested", "controls": [], "sentence": sentence},
-    }
-
-
-def summary(metrics: Mapping[str, Any]) -> str:
-    """A metrics document in a few lines for a terminal: figures by patient with intervals, confounding, warnings."""
-    lines = [
-        f"{metrics['label']}, {metrics['protocol']}: {metrics['n_slides']} slides of {metrics['n_patients']} patients"
-    ]
-    for unit in ("patient", "slide"):
-        block = metrics[unit]
-        if block:
-            figures = ", ".join(f"{name.replace('_', ' ')} {_text(block[name])}" for name in _FIGURES)
-            lines.append(f"by {unit}: {figures}")
-    lines.append(metrics["confounded"]["sentence"])
-    lines += [f"warning: {warning}" for warning in metrics["warnings"]]
-    if metrics["left_out"]:
-        lines.append(f"left out: {len(metrics['left_out'])} slides, see metrics.json")
-    return "\n".join(lines)
-
-
-def _columns(classes: Sequence[str], score: SlideScore) -> dict[str, Any]:
-    if score.probabilities is None:
-        return {"predicted": ""} | {f"prob_{name}": np.nan for name in classes}
-    probabilities = {f"prob_{name}": float(p) for name, p in zip(classes, score.probabilities, strict=True)}
-    return {"predicted": classes[int(score.probabilities.argmax())]} | probabilities
-
-
-def _text(figure: Mapping[str, float | None]) -> str:
-    if figure["value"] is None:
-        return "not computable"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+def _table(
+    model: Model, which: int, rows: pd.DataFrame, place: str, found: Sequence[tuple[BagScore, int]]
+) -> pd.DataFrame:
+    target = model.task.targets[which]
+    scores = np.full((len(found), len(target.names)), np.nan)
+    known = np.array([not score.reason for score, _ in found], dtype=bool)
+    if known.any():
+        scores[known] = [score.scores[which] for score, _ in found if not score.reason]
+    predicted = np.full(len(found), "", dtype=object)
+    predicted[known] = target.predicted(scores[known])
+    labels: list[dict[str, str]] = list(rows["labels"]) if "labels" in rows else [{}] * len(rows)
+    table = rows[["slide_id", "patient_id", place]].reset_index(drop=True)
+    return table.assign(
+        label=[one.get(target.name, "") for one in labels],
+        predicted=predicted,
+        **{name: scores[:, column] for column, name in enumerate(target.names)},
+        n_tiles=[n_tiles for _, n_tiles in found],
+        reason=[score.reason for score, _ in found],
+    )

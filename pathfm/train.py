@@ -5,40 +5,31 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-
-from pathfm.bags import BagDataset
 from pathfm.cohort import read_cohort
-from pathfm.errors import InputError, ModelError
-from pathfm.files import write_json
-from pathfm.fit import Fit, SlideClassifier, fingerprint, fit
-from pathfm.folds import carve_stopping
+from pathfm.errors import ModelError
+from pathfm.fit import Fit, Rows, fingerprint
 from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
 from pathfm.licences import require_permissive, warn_of_restrictions
 from pathfm.model import Model, read_model, write_model
+from pathfm.patients import slides_of_bag
 from pathfm.privacy import private_run
 from pathfm.progress import logger
-from pathfm.scoring import metrics_document, no_controls, score_table, summary, write_table
+from pathfm.results import metrics_document, no_controls, summary, write_results
+from pathfm.scoring import score_tables
 from pathfm.settings import TrainSettings
+from pathfm.splits import split_of
+from pathfm.together import Job, fit_all
 
-__all__ = [
-    "Fit",
-    "SlideClassifier",
-    "TrainSettings",
-    "Trained",
-    "fit",
-    "fit_model",
-    "heed_licences",
-    "stopping_rows",
-    "train",
-]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from pathfm.targets import Target
 
 NO_SPLIT = "no_split"
-# Slides are held in memory as float32 up to here; above, they are read from disk each epoch.
-_KEEP_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -48,17 +39,17 @@ class Trained:
     Attributes:
         folder: the model directory.
         model: the model.
-        predictions: predictions.csv, whose column split says which rows are held out.
-        metrics: metrics.json; its figures are null where no patient was held out.
+        predictions: of each target by its name predictions.csv, whose column split says which rows are held out.
+        metrics: of each target metrics.json; its figures are null where no patient was held out.
     """
 
     folder: Path
     model: Model
-    predictions: pd.DataFrame
-    metrics: dict[str, Any]
+    predictions: dict[str, pd.DataFrame]
+    metrics: dict[str, dict[str, Any]]
 
     def __str__(self) -> str:
-        return f"{summary(self.metrics)}\nmodel: {self.folder}"
+        return "\n".join([*map(summary, self.metrics.values()), f"model: {self.folder}"])
 
 
 def train(
@@ -67,6 +58,8 @@ def train(
     label: str,
     out: Path,
     head: str = "gated-abmil",
+    unit: Literal["slide", "patient"] = "slide",
+    covariates: list[str] | None = None,
     training: TrainSettings = TrainSettings(),
     require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
@@ -81,9 +74,13 @@ def train(
         cohort: the cohort table, CSV.
         embeddings: the folder that extract wrote, or one recipe folder in it; of several, each of another backbone, the
             head reads the embeddings side by side in this order.
-        label: the label column.
+        label: the label column, or COLUMN:KIND, several with commas between: classes, ordinal, multilabel, regression;
+            survival is TIME/EVENT:cox or TIME/EVENT:hazards. Several targets make one model, and results in a folder each.
         out: the model directory.
-        head: "gated-abmil" or "mean".
+        head: a head by name, such as gated-abmil, mean, clam-sb, transmil; docs/heads.md says which there are.
+        unit: what a bag is: slide, or patient for all slides of a patient as one.
+        covariates: columns of the table that the head reads beside the slides, such as age and sex: numbers, or up to 32
+            categories; empty cells count as not known.
         training: how the head is trained.
         require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
@@ -94,70 +91,56 @@ def train(
         LicenceError: a licence that `require_license` does not allow.
     """
     with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
-        slides = labelled_slides(read_cohort(cohort, names), embeddings, label)
+        table = read_cohort(cohort, names)
+        slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
         heed_licences(slides, require_license)
-        split = _split(slides, training)
-        model = fit_model(slides, split == "train", split == "val", head, training, out, what=f"train {label}")
-        table = slides.table.assign(split=split)[split != ""]
-        predictions = score_table(model, table, "split")
-        metrics = _metrics(slides, split, predictions)
-        write_table(out / "predictions.csv", predictions)
-        write_json(out / "metrics.json", metrics)
-        write_model(out, replace(model, figures=metrics if metrics["slide"] else None))
+        split = split_of(slides, training)
+        rows = Rows(slides.rows(split == "train"), slides.rows(split == "val"))
+        (model,) = fit_models(slides, [Job(rows, training, out, f"train {label}")], head)
+        predictions = score_tables(model, slides.table.assign(split=split)[split != ""], "split")
+        targets = {target.name: target for target in model.task.targets}
+        metrics = {name: _metrics(slides, targets[name], split, one) for name, one in predictions.items()}
+        write_results(out, {name: (one, metrics[name]) for name, one in predictions.items()})
+        held_out = any(one["patient"] for one in metrics.values())
+        write_model(out, replace(model, figures=metrics if held_out else None))
         return Trained(out, model, predictions, metrics)
 
 
-def fit_model(
-    slides: LabelledSlides,
-    learn: pd.Series[bool],
-    stop: pd.Series[bool],
-    head: str,
-    settings: TrainSettings,
-    folder: Path,
-    *,
-    epochs: int | None = None,
-    what: str = "train",
-) -> Model:
-    """Fits a head and writes it as a model directory; weights that are there for the same inputs are taken.
+def fit_models(slides: LabelledSlides, jobs: Sequence[Job], head: str) -> list[Model]:
+    """Fits a head for each job and writes it as a model directory; weights that are there for the same inputs are taken.
 
-    What model.json says of label, classes, recipe, patients and slides is always that of the slides given.
+    What model.json says of targets, recipe, patients and slides is always that of the slides given.
 
     Args:
         slides: the labelled slides.
-        learn: which rows of `slides.table` to learn from.
-        stop: which rows decide when to stop; rows that cannot be used do not count in either.
+        jobs: the rows of `slides.bags()` to learn from and to stop on, how, and the model directory, which also holds the
+            checkpoint and the logs of the fit.
         head: a row of `heads.HEADS`.
-        settings: how.
-        folder: the model directory; also holds the checkpoint and the logs of the fit.
-        epochs: stop after so many of `settings.epochs`.
-        what: the step in the user's words.
+
+    Raises:
+        InputError: rows from which a target cannot be learned.
     """
-    usable = slides.table["reason"] == ""
-    rows, stopping_rows = slides.table[learn & usable], slides.table[stop & usable]
-    _require_every_class(slides, rows)
-    training_set, stopping_set = _bags(rows, slides.dim), _bags(stopping_rows, slides.dim)
-    n_classes = len(slides.classes)
-    wanted = fingerprint(training_set, stopping_set, n_classes, head, settings, epochs)
-    done = _finished(folder, wanted)
-    if done is None:
-        (folder / "model.json").unlink(missing_ok=True)
-        fitted = fit(training_set, stopping_set, n_classes, head, settings, folder, epochs=epochs, what=what)
-    else:
-        logger.info("%s: done before with the same inputs, taken from %s", what, folder)
-        fitted = Fit(done.head, done.training["epochs"], done.training["stopped_early"])
-    model = Model(
-        head=fitted.head,
-        label=slides.label,
-        classes=slides.classes,
-        recipe=slides.recipe,
-        licences=slides.licences,
-        training=_record(rows, stopping_rows, fitted, settings) | {"fingerprint": wanted},
-    )
-    if done is not None and replace(done, figures=None) == model:
-        return done
-    write_model(folder, model)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return model
+    bags, truth = slides.bags(), slides.truth[(slides.table["reason"] == "").to_numpy()]
+    for job in jobs:
+        slides.task.require(truth[list(job.rows.learn)])
+    tasks = [slides.task.fitted(truth[list(job.rows.learn)]) for job in jobs]
+    wanted = [fingerprint(bags, job.rows, slides.task, head, job.settings, job.epochs) for job in jobs]
+    done = [_finished(job, digest) for job, digest in zip(jobs, wanted, strict=True)]
+    missing = [job for job, model in zip(jobs, done, strict=True) if model is None]
+    for job in missing:
+        (job.folder / "model.json").unlink(missing_ok=True)
+    fresh = iter(fit_all(bags, missing, slides.task, head))
+    fits = [
+        next(fresh) if model is None else Fit(model.heads[0], task, *_epochs(model))
+        for model, task in zip(done, tasks, strict=True)
+    ]
+    models = [
+        _written(slides, job, one, digest, model)
+        for job, one, digest, model in zip(jobs, fits, wanted, done, strict=True)
+    ]
+    for job in missing:  # not before all are written: fits in one pass share a checkpoint
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+    return models
 
 
 def heed_licences(slides: LabelledSlides, require_license: Literal["permissive"] | None) -> None:
@@ -171,78 +154,81 @@ def heed_licences(slides: LabelledSlides, require_license: Literal["permissive"]
     warn_of_restrictions(slides.licences)
 
 
-def stopping_rows(slides: LabelledSlides, learn: pd.Series[bool], settings: TrainSettings) -> pd.Series[bool]:
-    """Which of the rows to learn from to set aside for early stopping, by patient; none where they cannot be spared."""
-    rows = slides.table[learn & (slides.table["reason"] == "")].set_index("slide_id")
-    carved = carve_stopping(rows["patient_id"], rows["target"], settings.stop_share, settings.seed)
-    return learn & slides.table["patient_id"].isin(carved)
-
-
-def _split(slides: LabelledSlides, settings: TrainSettings) -> pd.Series[str]:
-    """Of each row "train", "val", "test", or "" where a cohort with a split does not say."""
-    split = slides.table["split"]
-    if not (split != "").any():
-        split = pd.Series("train", index=split.index)
-    if not ((split == "val") & (slides.table["reason"] == "")).any():
-        split = split.mask(stopping_rows(slides, split == "train", settings), "val")
-    return split
-
-
-def _metrics(slides: LabelledSlides, split: pd.Series[str], predictions: pd.DataFrame) -> dict[str, Any]:
+def _metrics(
+    slides: LabelledSlides, target: Target, split: pd.Series[str], predictions: pd.DataFrame
+) -> dict[str, Any]:
     held_out = predictions[predictions["split"] == "test"]
     unseen = len(held_out) > 0
     warning = "no held-out patients, so no figures; run pathfm crossval, or pathfm evaluate on another cohort"
-    unplaced = [LeftOut(str(slide), NO_SPLIT) for slide in slides.table["slide_id"][split == ""]]
+    unplaced = slides.table[split == ""]
+    names = [
+        name
+        for slide_id, digests in zip(unplaced["slide_id"], unplaced["slide_digests"], strict=True)
+        for name in slides_of_bag(slide_id, len(digests))
+    ]
     return metrics_document(
         held_out,
-        label=slides.label,
-        classes=slides.classes,
+        target=target,
+        unit=slides.unit,
         protocol="held-out test rows of the cohort's split" if unseen else "none held out",
-        left_out=[*slides.left_out, *unplaced],
+        left_out=[*slides.left_out, *(LeftOut(name, NO_SPLIT) for name in names)],
         controls=no_controls("the controls need cross-validation"),
         warnings=[] if unseen else [warning],
     )
 
 
-def _bags(rows: pd.DataFrame, dim: int) -> BagDataset:
-    keep = int(rows["n_tiles"].sum()) * dim * np.dtype(np.float32).itemsize <= _KEEP_BYTES
-    return BagDataset(list(rows["files"]), list(rows["target"]), keep=keep)
-
-
-def _finished(folder: Path, wanted: str) -> Model | None:
-    if not (folder / "model.json").is_file():
+def _finished(job: Job, wanted: str) -> Model | None:
+    if not (job.folder / "model.json").is_file():
         return None
     try:
-        model = read_model(folder)
+        model = read_model(job.folder)
     except ModelError as error:
         logger.warning("%s; training it again", error)
         return None
-    return model if model.training["fingerprint"] == wanted else None
+    if model.training["fingerprint"] != wanted or len(model.heads) > 1:
+        return None
+    logger.info("%s: done before with the same inputs, taken from %s", job.what, job.folder)
+    return model
 
 
-def _record(rows: pd.DataFrame, stopping: pd.DataFrame, fitted: Fit, settings: TrainSettings) -> dict[str, Any]:
+def _epochs(model: Model) -> tuple[int, bool]:
+    return model.training["epochs"], bool(model.training.get("stopped_early"))
+
+
+def _written(slides: LabelledSlides, job: Job, fitted: Fit, wanted: str, done: Model | None) -> Model:
+    """The model of a fit, in its folder; one that is there and says the same is left alone."""
+    model = Model(
+        heads=(fitted.head,),
+        task=fitted.task,
+        unit=slides.unit,
+        covariates=slides.covariates,
+        recipe=slides.recipe,
+        licences=slides.licences,
+        training=_record(slides, job, fitted) | {"fingerprint": wanted},
+    )
+    if done is not None and replace(done, figures=None) == model:
+        return done
+    write_model(job.folder, model)
+    return model
+
+
+def _record(slides: LabelledSlides, job: Job, fitted: Fit) -> dict[str, Any]:
     """What model.json says of the training; a patient who only decided when to stop has been seen too."""
-    seen = pd.concat([rows, stopping])
+    usable = slides.usable
+    stopping, seen = usable.iloc[list(job.rows.stop)], usable.iloc[[*job.rows.learn, *job.rows.stop]]
+    digests = {
+        name: digest
+        for slide_id, known in zip(seen["slide_id"], seen["slide_digests"], strict=True)
+        for name, digest in zip(slides_of_bag(slide_id, len(known)), known, strict=True)
+    }
     return {
-        "settings": asdict(settings),
-        "seed": settings.seed,
+        "settings": asdict(job.settings),
+        "seed": job.settings.seed,
         "epochs": fitted.epochs,
         "stopped_early": fitted.stopped_early,
-        "n_slides": len(seen),
+        "n_slides": len(digests),
         "n_patients": int(seen["patient_id"].nunique()),
         "n_stop_patients": int(stopping["patient_id"].nunique()),
         "patients": sorted(set(seen["patient_id"])),
-        "slides": dict(sorted(zip(seen["slide_id"], seen["slide_digest"], strict=True))),
+        "slides": dict(sorted(digests.items())),
     }
-
-
-def _require_every_class(slides: LabelledSlides, rows: pd.DataFrame) -> None:
-    """A class that nothing was learned of would still get a probability."""
-    found = set(rows["target"])
-    missing = [name for index, name in enumerate(slides.classes) if index not in found]
-    if missing or len(found) < 2:
-        message = (
-            f"the slides to learn from hold no slide of {slides.label} {', '.join(missing) or 'but one class'};"
-            " label more of them, empty the label of that class, or see the column split and --folds"
-        )
-        raise InputError(message)

@@ -60,8 +60,8 @@ def make_study(root: Path, slide_ids: list[str], classes: int = 2, head: str = "
         rows.append({"slide_id": slide_id, "patient_id": f"p{index}", "cancer": label, "path": f"slides/{index}.png"})
         rows[-1] |= {"site": "north" if index % 4 < 2 else "south", "mpp": str(MPP)}
     pd.DataFrame(rows).to_csv(study.cohort, index=False)
-    done = crossval(study.cohort, [study.embeddings], "cancer", study.crossval, 2, head, SETTINGS)
-    refit(study.cohort, [study.embeddings], "cancer", study.model, done.epochs, head, SETTINGS)
+    done = crossval(study.cohort, [study.embeddings], "cancer", study.crossval, 2, head, training=SETTINGS)
+    refit(study.cohort, [study.embeddings], "cancer", study.model, done.epochs, head, training=SETTINGS)
     return study
 
 

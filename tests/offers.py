@@ -21,6 +21,7 @@ from pathfm.embeddings import embeddings_folder_name, write_embeddings
 from pathfm.guarded import sealed
 from pathfm.heads import build_head
 from pathfm.model import Model, write_model
+from pathfm.targets import Classes, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,10 +128,9 @@ def offered_models(folder: Path, cohort: Path) -> Iterator[Offer]:
         return Offer(f"predict: {name}", words, 0 if name == "good" else 2)
 
     head = build_head("gated-abmil", 8, 2, hidden=16, attention=8)
+    task = Task((Classes("a", ("0", "1")),))
     training: dict[str, Any] = {"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}}
-    write_model(
-        folder / "good", Model(head=head.eval(), label="a", classes=["0", "1"], recipe=RECIPE, training=training)
-    )
+    write_model(folder / "good", Model(heads=(head.eval(),), task=task, recipe=RECIPE, training=training))
     good = json.loads((folder / "good" / "model.json").read_text())
     yield predict("good")
     for kind, data in pickles(folder.parent / "canary model").items():
@@ -142,12 +142,24 @@ def offered_models(folder: Path, cohort: Path) -> Iterator[Offer]:
                     json.dumps(good | {"weights_sha256": hashlib.sha256(data).hexdigest()})
                 )
             yield predict(f"{kind} {name}")
+    targets: list[Any] = good["targets"]
+
+    def heads(name: str, **kwargs: Any) -> dict[str, Any]:
+        return {"heads": [{"name": name, "kwargs": kwargs, "targets": targets}]}
+
     absurd = {
         "width": {"dim": 1 << 40},
-        "layers": {"head": {"name": "gated-abmil", "kwargs": {"hidden": 1 << 40, "attention": 1 << 20}}},
-        "negative": {"head": {"name": "gated-abmil", "kwargs": {"hidden": -1}}},
-        "module": {"head": {"name": "os.system", "kwargs": {"command": "true"}}},
-        "argument": {"head": {"name": "gated-abmil", "kwargs": {"__class__": "x"}}},
+        "layers": heads("gated-abmil", hidden=1 << 40, attention=1 << 20),
+        "depth": heads("transformer", layers=10**9),
+        "negative": heads("gated-abmil", hidden=-1),
+        "module": heads("os.system", command="true"),
+        "argument": heads("gated-abmil", __class__="x"),
+        "nested": heads("gated-abmil", hidden={"__class__": "x"}),
+        "members": {"heads": good["heads"] * 10_000},
+        "kind": {"targets": [targets[0] | {"kind": "os.system"}]},
+        "outputs": {"targets": [targets[0] | {"classes": [str(one) for one in range(100_000)]}]},
+        "covariates": {"covariates": [{"name": str(one), "levels": []} for one in range(100_000)]},
+        "unit": {"unit": "os.system"},
     }
     for name, change in absurd.items():
         shutil.copytree(folder / "good", folder / name)

@@ -21,9 +21,9 @@ from pathfm.embeddings import find_embeddings, read_embeddings, write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, SlidesFailedError
 from pathfm.heatmap import heatmap
 from pathfm.imported import licence_of
-from pathfm.labelled import failed_slides
 from pathfm.licences import Licence
 from pathfm.predict import predict
+from pathfm.proven import failed_slides
 from pathfm.report import report
 from pathfm.train import train
 from pathfm.verify import verify
@@ -346,13 +346,13 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Study:
     tiles = {"tile_px": 32, "tile_mpp": TILE_PX0 / 32 * MPP, "mpp": MPP}
     import_embeddings(root / "clam", study.embeddings, backbone="planted", **tiles)  # type: ignore[arg-type]
     study.crossval, study.model = root / "crossval-back", root / "model-back"
-    crossval(study.cohort, [study.embeddings], "cancer", study.crossval, 2, "gated-abmil", SETTINGS)
+    crossval(study.cohort, [study.embeddings], "cancer", study.crossval, 2, "gated-abmil", training=SETTINGS)
     train(study.cohort, [study.embeddings], "cancer", study.model, training=SETTINGS)
     return study
 
 
 def test_model_trained_on_imported_embeddings_scores_such_ones_and_no_others(imported: Study, tmp_path: Path) -> None:
-    table = predict(imported.model, tmp_path / "new", embeddings=[imported.embeddings])
+    table = predict(imported.model, tmp_path / "new", embeddings=[imported.embeddings])["cancer"]
     assert (table["predicted"] != "").all()
     with pytest.raises(EmbeddingsStaleError, match="imported"):
         predict(imported.model, tmp_path / "other", embeddings=[imported.root / "embeddings"])

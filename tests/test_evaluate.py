@@ -90,14 +90,14 @@ def test_the_label_may_be_named_otherwise(embeddings_cohort: Make, model: Path) 
     with pytest.raises(UnknownNameError, match="tumour"):
         evaluate(model, other.table, [other.embeddings], model.parent / "out")
     result = evaluate(model, other.table, [other.embeddings], model.parent / "out", label="tumour")
-    assert result.metrics["label"] == "tumour"
-    assert result.metrics["patient"]["auroc"]["value"] > 0.9
+    assert result.metrics["cancer"]["target"] == {"name": "cancer", "kind": "classes", "classes": ["0", "1"]}
+    assert result.metrics["cancer"]["patient"]["auroc"]["value"] > 0.9
 
 
 def test_a_cohort_of_one_class_has_no_auroc_and_says_why(embeddings_cohort: Make, model: Path) -> None:
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     other.rewrite(other.frame().query("cancer == '1'"))
-    metrics = evaluate(model, other.table, [other.embeddings], model.parent / "out").metrics
+    metrics = evaluate(model, other.table, [other.embeddings], model.parent / "out").metrics["cancer"]
     assert metrics["patient"]["auroc"]["value"] is None
     assert metrics["warnings"]
 

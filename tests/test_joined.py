@@ -36,7 +36,7 @@ from pathfm.errors import (
 )
 from pathfm.evaluate import evaluate
 from pathfm.failures import Failure, write_failures
-from pathfm.fit import fingerprint
+from pathfm.fit import Rows, fingerprint
 from pathfm.heatmap import heatmap
 from pathfm.joined import Files, find_caches, joined_recipe, parts_of, read_joined
 from pathfm.labelled import labelled_slides
@@ -46,6 +46,7 @@ from pathfm.predict import predict
 from pathfm.settings import TrainSettings
 from pathfm.study import run
 from pathfm.synthetic import SCANNERS, GeneratedSlide, write_slide
+from pathfm.targets import Classes, Task
 from pathfm.tiles import TileSpec
 from pathfm.train import train
 
@@ -53,6 +54,8 @@ Make = Callable[..., EmbeddingsCohort]
 QUICK = TrainSettings(epochs=3, hidden=16, attention=8, lr=1e-2, device="cpu")
 OTHER: dict[str, Any] = {"backbone": {"name": "sown", "licence": "CC-BY-NC-ND-4.0"}, "tiles": RECIPE["tiles"]}
 BOTH = joined_recipe([RECIPE, OTHER])
+
+POSITIVE = np.ones((1, 1), np.float32)
 
 
 class Two:
@@ -96,7 +99,7 @@ def test_a_bag_is_the_features_of_its_files_side_by_side(n: int, widths: list[in
                 parts.append(one.features)
             slides.append(tuple(Path(scratch, str(which), f"s{slide}.h5") for which in range(len(widths))))
             wanted.append(np.concatenate(parts, axis=1))
-        dataset = BagDataset([slides[i] for i in order])
+        dataset = BagDataset([(slides[i],) for i in order])
         for at, i in enumerate(order):
             found = dataset[at].features
             assert found.is_contiguous()
@@ -111,9 +114,9 @@ def test_a_bag_is_the_features_of_its_files_side_by_side(n: int, widths: list[in
 
 def test_one_file_is_read_as_it_ever_was(two: Two) -> None:
     (path, _) = two.files("p01-0")
-    alone, in_a_tuple = BagDataset([path], [1]), BagDataset([(path,)], [1])
+    alone, in_a_tuple = BagDataset([path], POSITIVE), BagDataset([((path,),)], POSITIVE)
     assert torch.equal(alone[0].features, in_a_tuple[0].features)
-    assert fingerprint(alone, None, 2, "mean", QUICK) == fingerprint(in_a_tuple, None, 2, "mean", QUICK)
+    assert _fingerprint(alone) == _fingerprint(in_a_tuple)
     joined = read_joined((path,))
     assert isinstance(joined.features, np.memmap)
     assert joined.recipe == RECIPE
@@ -121,16 +124,21 @@ def test_one_file_is_read_as_it_ever_was(two: Two) -> None:
 
 def test_what_a_training_depends_on_is_all_files_and_their_order(two: Two) -> None:
     first, second = two.files("p01-0")
-    sets = [BagDataset([files], [1]) for files in ((first,), (second,), (first, second), (second, first))]
-    assert len({fingerprint(one, None, 2, "mean", QUICK) for one in sets}) == 4
+    sets = [BagDataset([(files,)], POSITIVE) for files in ((first,), (second,), (first, second), (second, first))]
+    sets.append(BagDataset([((first,), (second,))], POSITIVE))
+    assert len({_fingerprint(one) for one in sets}) == 5
 
 
 def test_joined_bags_are_kept_and_cross_to_a_worker_without_their_rows(two: Two) -> None:
-    dataset = BagDataset([two.files("p01-0")], [1], keep=True)
+    dataset = BagDataset([(two.files("p01-0"),)], POSITIVE, keep=True)
     assert dataset[0].features is dataset[0].features
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 2000
     assert torch.equal(pickle.loads(pickled)[0].features, dataset[0].features)
+
+
+def _fingerprint(bags: BagDataset) -> str:
+    return fingerprint(bags, Rows([0], []), Task((Classes("cancer", ("0", "1")),)), "mean", QUICK)
 
 
 def _moved(two: Two) -> dict[str, Any]:
@@ -157,7 +165,7 @@ def test_files_of_other_tiles_are_refused_with_slide_folders_difference_and_reme
     with pytest.raises(EmbeddingsStaleError, match=line):
         labelled_slides(read_cohort(two.table), two.folders, "cancer")
     with pytest.raises(EmbeddingsStaleError, match=line):
-        BagDataset([two.files("p03-0")])[0]
+        BagDataset([(two.files("p03-0"),)])[0]
     with pytest.raises(EmbeddingsStaleError, match=line):
         read_joined(two.files("p03-0"))
 
@@ -174,7 +182,7 @@ def test_digests_that_are_of_another_kind_or_not_known_are_no_difference(two: Tw
         assert joined.slide_size_px0 == known.slide_size_px0
     for folders in (two.folders, two.folders[::-1]):
         slides = labelled_slides(read_cohort(two.table), folders, "cancer")
-        assert (slides.table["slide_digest"] != "").all()
+        assert all(digest for digests in slides.table["slide_digests"] for digest in digests)
 
 
 def test_a_file_that_is_not_proven_is_not_opened_to_find_the_recipe_of_its_cache(two: Two) -> None:
@@ -225,7 +233,7 @@ def test_a_slide_that_one_cache_lacks_gets_no_score_and_that_is_said(
 ) -> None:
     model = two.train()
     two.second.file("p03-0").unlink()
-    table = predict(model, two.root / "out", embeddings=two.folders).set_index("slide_id")
+    table = predict(model, two.root / "out", embeddings=two.folders)["cancer"].set_index("slide_id")
     assert table.loc["p03-0", "reason"] == "no_embeddings"
     assert (table.drop("p03-0")["reason"] == "").all()
     assert f"{two.folders[1]} has no embeddings of 1 slides that another folder has, such as p03-0" in caplog.text
@@ -236,7 +244,7 @@ def test_the_slides_of_a_cohort_are_those_of_all_caches_and_the_colour_that_of_t
     slides = labelled_slides(read_cohort(two.table), two.folders, "cancer")
     assert slides.recipe == BOTH
     assert slides.dim == 13
-    assert list(slides.table["files"]) == [two.files(name) for name in slides.table["slide_id"]]
+    assert list(slides.table["files"]) == [(two.files(name),) for name in slides.table["slide_id"]]
     np.testing.assert_array_equal(slides.mean_rgb["p01-0"], read_embeddings(two.first.file("p01-0")).mean_rgb)
     assert slides.licences == (Licence("planted", "Apache-2.0"), Licence("sown", "CC-BY-NC-ND-4.0"))
 
@@ -245,10 +253,10 @@ def test_a_model_says_what_it_reads_and_scores_the_same_in_whatever_order_it_is_
     model = two.train()
     read = read_model(model)
     assert read.recipe == BOTH
-    assert read.head.dim == 13
+    assert read.heads[0].dim == 13
     assert [one.backbone for one in read.licences] == ["planted", "sown"]
     ways = [two.folders, two.folders[::-1]]
-    tables = [predict(model, two.root / f"out-{k}", embeddings=way) for k, way in enumerate(ways)]
+    tables = [predict(model, two.root / f"out-{k}", embeddings=way)["cancer"] for k, way in enumerate(ways)]
     pd.testing.assert_frame_equal(*tables)
     trained = pd.read_csv(model / "predictions.csv").set_index("slide_id")["prob_1"]
     assert tables[1].set_index("slide_id")["prob_1"].to_dict() == trained.to_dict()
@@ -262,12 +270,10 @@ def test_what_a_second_backbone_knows_reaches_the_head(embeddings_cohort: Make) 
         write_embeddings(two.first.file(name), planted_embeddings(name, 0))
     learn = replace(QUICK, epochs=12)
     alone, joined = (
-        crossval(two.table, folders, "cancer", two.root / f"cv{k}", 2, training=learn).metrics["patient"]["auroc"][
-            "value"
-        ]
+        crossval(two.table, folders, "cancer", two.root / f"cv{k}", 2, training=learn).metrics["cancer"]["patient"]
         for k, folders in enumerate([two.folders[:1], two.folders])
     )
-    assert joined > 0.9 > alone
+    assert joined["auroc"]["value"] > 0.9 > alone["auroc"]["value"]
 
 
 def test_folders_that_are_not_those_of_the_model_are_named(two: Two, embeddings_cohort: Make) -> None:
@@ -311,7 +317,7 @@ def test_a_frozen_model_is_evaluated_on_two_caches_and_knows_its_own_scans(two: 
     fresh = Two(embeddings_cohort, patients=6, name="fresh", prefix="q")
     ways = [evaluate(model, fresh.table, way, two.root / "out") for way in (fresh.folders, fresh.folders[::-1])]
     assert ways[0].metrics == ways[1].metrics
-    assert ways[0].metrics["n_slides"] == 6
+    assert ways[0].metrics["cancer"]["n_slides"] == 6
 
 
 @pytest.mark.parametrize("command", ["train", "crossval"])
@@ -376,8 +382,8 @@ def test_a_study_goes_from_slides_through_two_backbones_to_one_head_and_back(
     assert len(list((out / "heatmaps").glob("s?.png"))) == 4
 
     caches = [next((out / "embeddings").glob(f"{name}-*")) for name in ("sown", "colour")]
-    from_files = predict(out / "model", tmp_path / "a", embeddings=caches)
-    from_slides = predict(out / "model", tmp_path / "b", slides=[cohort], device="cpu")
+    from_files = predict(out / "model", tmp_path / "a", embeddings=caches)["cancer"]
+    from_slides = predict(out / "model", tmp_path / "b", slides=[cohort], device="cpu")["cancer"]
     assert from_files["prob_1"].notna().all()
     assert from_slides["prob_1"].tolist() == from_files["prob_1"].tolist()
     again = heatmap(out / "crossval", [cohort], caches, out / "heatmaps", out / "model", top_tiles=1)

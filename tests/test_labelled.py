@@ -30,9 +30,9 @@ def test_every_labelled_slide_is_joined_with_its_file_in_the_order_of_the_cohort
     cohort.rewrite(cohort.frame().iloc[::-1])
     slides = _join(cohort)
     assert list(slides.table["slide_id"]) == list(cohort.frame()["slide_id"])
-    assert list(slides.table["files"]) == [(cohort.file(slide),) for slide in slides.table["slide_id"]]
-    assert slides.classes == ["0", "1", "2"]
-    assert [slides.classes[i] for i in slides.table["target"]] == list(slides.table["label"])
+    assert list(slides.table["files"]) == [((cohort.file(slide),),) for slide in slides.table["slide_id"]]
+    assert slides.task.targets[0].groups == ["0", "1", "2"]
+    assert slides.task.targets[0].texts(slides.truth) == list(slides.table["label"])
     assert slides.dim == 8
     assert slides.recipe == RECIPE
     assert slides.left_out == []

@@ -10,12 +10,14 @@ import torch
 from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
 from pyramids import write_pyramid
 
+from pathfm.cli import main
 from pathfm.embeddings import find_embeddings, read_embeddings, write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlidesFailedError
 from pathfm.extract import extract
 from pathfm.heads import build_head
 from pathfm.model import Model, write_model
-from pathfm.predict import predict, score_slide
+from pathfm.predict import predict, score_bag
+from pathfm.targets import Classes, Task
 from pathfm.tiles import TileSpec
 from pathfm.train import TrainSettings, train
 
@@ -29,9 +31,8 @@ MPP = 0.5
 def _write_model(folder: Path, recipe: dict[str, object], dim: int) -> Model:
     torch.manual_seed(0)
     model = Model(
-        head=build_head("gated-abmil", dim, 2, hidden=16, attention=8).eval(),
-        label="cancer",
-        classes=["benign", "tumour"],
+        heads=(build_head("gated-abmil", dim, 2, hidden=16, attention=8).eval(),),
+        task=Task((Classes("cancer", ("benign", "tumour")),)),
         recipe=recipe,
         training={"fingerprint": "", "epochs": 1, "patients": [], "slides": {}},
     )
@@ -63,12 +64,12 @@ def test_every_embeddings_file_gets_a_row_with_the_score_of_its_slide(
 ) -> None:
     cohort = embeddings_cohort(patients=3)
     write_embeddings(cohort.file("empty"), planted_embeddings("empty", 0, n=0))
-    table = predict(model, tmp_path / "out", embeddings=[cohort.embeddings]).set_index("slide_id")
+    table = predict(model, tmp_path / "out", embeddings=[cohort.embeddings])["cancer"].set_index("slide_id")
     assert list(table.index) == ["empty", "p00-0", "p01-0", "p02-0"]
     assert table.loc["empty", "reason"] == "no_tissue"
     scores = table.loc["p01-0", ["prob_benign", "prob_tumour"]].to_numpy(dtype=float)
-    expected = score_slide(_write_model(tmp_path / "same", RECIPE, 8), read_embeddings(cohort.file("p01-0")))
-    assert scores.tolist() == list(expected.probabilities)
+    expected = score_bag(_write_model(tmp_path / "same", RECIPE, 8), [read_embeddings(cohort.file("p01-0"))])
+    assert scores.tolist() == list(expected.scores[0])
     assert table.loc["p01-0", "predicted"] == ["benign", "tumour"][scores.argmax()]
     written = pd.read_csv(tmp_path / "out/predictions.csv", index_col="slide_id")
     assert written["prob_tumour"].tolist()[1:] == table["prob_tumour"].tolist()[1:]
@@ -78,9 +79,8 @@ def test_a_slide_that_the_model_has_learned_from_is_marked(embeddings_cohort: Ma
     cohort = embeddings_cohort(patients=8)
     train(cohort.table, [cohort.embeddings], "cancer", tmp_path / "model", training=TrainSettings(epochs=1, hidden=8))
     write_embeddings(cohort.file("fresh"), planted_embeddings("fresh", 0))
-    splits = predict(tmp_path / "model", tmp_path / "out", embeddings=[cohort.embeddings]).set_index("slide_id")[
-        "split"
-    ]
+    table = predict(tmp_path / "model", tmp_path / "out", embeddings=[cohort.embeddings])["cancer"]
+    splits = table.set_index("slide_id")["split"]
     assert splits["fresh"] == "new"
     assert set(splits.drop("fresh")) == {"seen"}
 
@@ -95,10 +95,10 @@ def test_from_raw_slides_it_extracts_with_the_models_own_recipe_first(slides: Pa
     result = extract([slides], tmp_path / "cache", tiles=TileSpec(size_px=64, mpp=1.0, min_tissue=0.4), device="cpu")
     first = read_embeddings(result.folders[0] / "a.h5")
     _write_model(tmp_path / "model", first.recipe, first.features.shape[1])
-    from_files = predict(tmp_path / "model", tmp_path / "one", embeddings=[tmp_path / "cache"])
+    from_files = predict(tmp_path / "model", tmp_path / "one", embeddings=[tmp_path / "cache"])["cancer"]
     cohort = tmp_path / "cohort.csv"
     cohort.write_text("slide_id,patient_id,path\na,anna,slides/a.tiff\nb,bert,slides/b.tiff\n")
-    from_slides = predict(tmp_path / "model", tmp_path / "two", slides=[cohort], device="cpu")
+    from_slides = predict(tmp_path / "model", tmp_path / "two", slides=[cohort], device="cpu")["cancer"]
     assert from_slides["prob_tumour"].tolist() == from_files["prob_tumour"].tolist()
     assert from_slides["patient_id"].tolist() == ["anna", "bert"]
     made = find_embeddings(tmp_path / "two/embeddings")
@@ -131,3 +131,31 @@ def test_it_wants_slides_or_embeddings_and_not_both(model: Path, tmp_path: Path)
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--model"):
         predict(tmp_path, tmp_path / "out", embeddings=[tmp_path])
+
+
+def test_the_command_prints_the_table_and_those_of_several_targets_by_name(
+    embeddings_cohort: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = embeddings_cohort(patients=2)
+    _write_model(tmp_path / "one", RECIPE, 8)
+    targets = (Classes("er", ("neg", "pos")), Classes("her2", ("low", "high")))
+    head = build_head("mean", 8, 4, hidden=8).eval()
+    training = {"fingerprint": "", "epochs": 1, "patients": [], "slides": {}}
+    write_model(tmp_path / "two", Model(heads=(head,), task=Task(targets), recipe=RECIPE, training=training))
+    lines = {}
+    for name in ("one", "two"):
+        words = ["predict", "--model", str(tmp_path / name), "--embeddings", str(cohort.embeddings)]
+        assert main([*words, "--out", str(tmp_path / f"{name}-out")]) == 0
+        lines[name] = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines["one"]] == ["slide_id", "p00-0", "p01-0"]
+    assert [line[0] for line in lines["two"]] == [
+        "er:",
+        "slide_id",
+        "p00-0",
+        "p01-0",
+        "her2:",
+        "slide_id",
+        "p00-0",
+        "p01-0",
+    ]
+    assert lines["two"][5][4:7] == ["predicted", "prob_low", "prob_high"]

@@ -492,8 +492,8 @@ def test_a_cohort_with_its_true_ids_joins_a_cache_of_pseudonyms(
     done = crossval(
         true.table, [private.embeddings], "cancer", tmp_path / "crossval", 2, training=SETTINGS, pseudonymise=key
     )
-    assert done.predictions["slide_id"].tolist() == rows["slide_id"].map(names.slide).tolist()
-    assert done.predictions["patient_id"].tolist() == rows["patient_id"].map(names.patient).tolist()
+    assert done.predictions["cancer"]["slide_id"].tolist() == rows["slide_id"].map(names.slide).tolist()
+    assert done.predictions["cancer"]["patient_id"].tolist() == rows["patient_id"].map(names.patient).tolist()
     rows.assign(source=COLUMNS["source"], credit=COLUMNS["credit"], notes="somebody").to_csv(true.table, index=False)
     page = report(
         tmp_path / "r.html", tmp_path / "crossval", [private.embeddings], true.table, pseudonymise=key, credit="notes"

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,23 @@ import pytest
 import torch
 from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
 
+from pathfm.covariates import Covariate, Covariates
 from pathfm.embeddings import write_embeddings
-from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, InputError
-from pathfm.heads import build_head
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, InputError, ModelError, UnknownNameError
+from pathfm.heads import build_head, pack
 from pathfm.model import Model
-from pathfm.scoring import metrics_document, no_controls, read_predictions, score_slide, score_table, write_table
+from pathfm.results import (
+    find_results,
+    metrics_document,
+    no_controls,
+    read_metrics,
+    read_predictions,
+    target_of,
+    write_results,
+    write_table,
+)
+from pathfm.scoring import score_bag, score_tables
+from pathfm.targets import Classes, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +39,8 @@ HEADER = b"slide_id,patient_id,label,predicted,reason,prob_0,prob_1\n"
 def _model(head: str = "gated-abmil", n_classes: int = 2) -> Model:
     torch.manual_seed(0)
     return Model(
-        head=build_head(head, 8, n_classes, hidden=16, attention=8).eval(),
-        label="cancer",
-        classes=[str(i) for i in range(n_classes)],
+        heads=(build_head(head, 8, n_classes, hidden=16, attention=8).eval(),),
+        task=Task((Classes("cancer", tuple(str(i) for i in range(n_classes))),)),
         recipe=RECIPE,
         training={},
     )
@@ -37,31 +49,33 @@ def _model(head: str = "gated-abmil", n_classes: int = 2) -> Model:
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize("n", [1, 30])
 def test_a_score_has_probabilities_that_sum_to_one_and_attention_of_every_tile(n_classes: int, n: int) -> None:
-    score = score_slide(_model(n_classes=n_classes), planted_embeddings("s", 1, n=n))
-    assert score.probabilities is not None
-    assert score.probabilities.shape == (n_classes,)
-    assert score.probabilities.dtype == np.float64
-    assert score.probabilities.sum() == pytest.approx(1, abs=1e-12)
-    assert score.attention is not None
-    assert score.attention.shape == (n,)
-    assert score.attention.sum() == pytest.approx(1, abs=1e-5)
+    score = score_bag(_model(n_classes=n_classes), [planted_embeddings("s", 1, n=n)])
+    (probabilities,), attention = score.scores, score.attention()
+    assert probabilities.shape == (n_classes,)
+    assert probabilities.dtype == np.float64
+    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+    assert attention is not None
+    assert attention.shape == (n,)
+    assert attention.dtype == np.float32
+    assert attention.sum() == pytest.approx(1, abs=1e-5)
     assert score.reason == ""
 
 
 def test_a_head_without_attention_scores_without_attention() -> None:
-    score = score_slide(_model("mean"), planted_embeddings("s", 1))
-    assert score.attention is None
-    assert score.probabilities is not None
+    score = score_bag(_model("mean"), [planted_embeddings("s", 1)])
+    assert score.attention() is None
+    assert len(score.scores) == 1
 
 
 def test_a_slide_without_tissue_gets_no_score_but_a_reason() -> None:
-    assert score_slide(_model(), planted_embeddings("s", 1, n=0)) == (None, None, "no_tissue")
+    score = score_bag(_model(), [planted_embeddings("s", 1, n=0)])
+    assert (score.scores, score.attention(), score.reason) == ([], None, "no_tissue")
 
 
 def test_embeddings_of_another_recipe_are_refused() -> None:
     other = RECIPE | {"tiles": RECIPE["tiles"] | {"size_px": 224}}
     with pytest.raises(EmbeddingsStaleError, match=r"tiles\.size_px is 224, wanted 256"):
-        score_slide(_model(), planted_embeddings("s", 1, recipe=other))
+        score_bag(_model(), [planted_embeddings("s", 1, recipe=other)])
 
 
 def test_an_embedding_that_is_not_finite_is_refused() -> None:
@@ -69,15 +83,72 @@ def test_an_embedding_that_is_not_finite_is_refused() -> None:
     features = good.features.copy()
     features[0, 0] = np.nan
     with pytest.raises(EmbeddingsDamagedError, match="not finite"):
-        score_slide(_model(), replace(good, features=features))
+        score_bag(_model(), [replace(good, features=features)])
+
+
+def test_weights_that_are_finite_and_say_no_number_are_refused() -> None:
+    model = _model("mean")
+    model.heads[0].get_buffer("pooling.hidden.std").zero_()
+    with pytest.raises(ModelError, match="score of s is no finite number"):
+        score_bag(model, [planted_embeddings("s", 1)])
+
+
+def test_a_bag_of_several_slides_is_scored_and_shown_as_one() -> None:
+    first, second = planted_embeddings("a", 1, n=7), planted_embeddings("b", 1, n=5)
+    both = replace(first, features=np.concatenate([first.features, second.features]))
+    score, expected = score_bag(_model(), [first, second]), score_bag(_model(), [both])
+    assert score.scores[0].tolist() == expected.scores[0].tolist()
+    attention, as_one = score.attention(), expected.attention()
+    assert attention is not None
+    assert as_one is not None
+    assert attention.tolist() == as_one.tolist()
+    nothing = planted_embeddings("c", 0, n=0)
+    assert (
+        score_bag(_model(), [nothing, first, nothing]).scores[0].tolist()
+        == score_bag(_model(), [first]).scores[0].tolist()
+    )
+
+
+def test_covariates_are_asked_for_by_a_model_that_reads_them_and_nan_adds_nothing() -> None:
+    covariates = Covariates((Covariate("age"),))
+    head = build_head("mean", 8, 2, 1, hidden=16).eval()
+    torch.nn.init.ones_(head.get_parameter("covariates.linear.weight"))
+    model, bag = replace(_model("mean"), heads=(head,), covariates=covariates), [planted_embeddings("s", 1)]
+    without = replace(_model("mean"), heads=(head,))
+    with pytest.raises(ValueError, match="reads 1 numbers beside the slides of a bag, 0 were given"):
+        score_bag(model, bag)
+    with pytest.raises(ValueError, match="reads 0 numbers beside the slides of a bag, 1 were given"):
+        score_bag(without, bag, np.zeros(1, np.float32))
+    unknown = score_bag(model, bag, np.array([np.nan], np.float32))
+    assert unknown.scores[0].tolist() == score_bag(without, bag).scores[0].tolist()
+    torch.nn.init.zeros_(head.get_parameter("covariates.linear.weight")[:1])
+    known = score_bag(model, bag, np.array([3], np.float32))
+    assert known.scores[0][1] > unknown.scores[0][1]
+
+
+def test_each_of_several_targets_has_its_scores_and_the_attention_of_its_own_branch() -> None:
+    torch.manual_seed(1)
+    task = Task((Classes("er", ("neg", "pos")), Classes("grade", ("1", "2", "3"))))
+    head = build_head("clam-mb", 8, 5, hidden=16, attention=8).eval()
+    model = Model(heads=(head,), task=task, recipe=RECIPE, training={})
+    bag = planted_embeddings("s", 1)
+    with torch.inference_mode():
+        output = head(pack([torch.from_numpy(bag.features.astype(np.float32))]))
+    assert output.attention is not None
+    score = score_bag(model, [bag])
+    for which, logits in enumerate((output.logits[0, :2], output.logits[0, 2:])):
+        np.testing.assert_allclose(score.scores[which], torch.softmax(logits, 0).numpy(), rtol=1e-5)
+        branch = 2 * which + int(logits.argmax())
+        assert np.array_equal(score.attention(which), output.attention[:, branch].numpy())
 
 
 def test_the_table_keeps_the_order_and_leaves_scores_empty_where_there_are_none(
     embeddings_cohort: Callable[..., EmbeddingsCohort], tmp_path: Path
 ) -> None:
     cohort = embeddings_cohort(patients=3)
-    rows = cohort.frame().assign(label="0", fold=1, files=[(cohort.file("p00-0"),), None, (cohort.file("p02-0"),)])
-    table = score_table(_model(), rows.iloc[::-1], "fold")
+    rows = cohort.frame().assign(fold=1, files=[((cohort.file("p00-0"),),), None, ((cohort.file("p02-0"),),)])
+    rows = rows.assign(labels=[{"cancer": "0"}] * 3)
+    table = score_tables(_model(), rows.iloc[::-1], "fold")["cancer"]
     assert list(table["slide_id"]) == ["p02-0", "p01-0", "p00-0"]
     assert list(table.columns) == [
         "slide_id", "patient_id", "fold", "label", "predicted", "prob_0", "prob_1", "n_tiles", "reason",
@@ -94,9 +165,9 @@ def test_the_table_keeps_the_order_and_leaves_scores_empty_where_there_are_none(
 def test_a_file_that_holds_another_slide_than_its_row_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "renamed.h5"
     write_embeddings(path, planted_embeddings("s", 1))
-    rows = pd.DataFrame([{"slide_id": "renamed", "patient_id": "p", "label": "", "split": "new", "files": (path,)}])
+    rows = pd.DataFrame([{"slide_id": "renamed", "patient_id": "p", "label": "", "split": "new", "files": ((path,),)}])
     with pytest.raises(EmbeddingsStaleError, match=r"renamed\.h5 holds slide s, not renamed"):
-        score_table(_model(), rows, "split")
+        score_tables(_model(), rows, "split")
 
 
 @pytest.mark.parametrize(
@@ -116,16 +187,16 @@ def test_predictions_that_are_broken_are_named_with_the_remedy(tmp_path: Path, c
     path = tmp_path / "predictions.csv"
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"predictions\.csv.*{message}.*; run it again") as caught:
-        read_predictions(path, ["0", "1"], "run it again")
+        read_predictions(path, Classes("cancer", ("0", "1")), "run it again")
     assert "\n" not in str(caught.value)
 
 
 def test_predictions_read_back_as_they_were_written(tmp_path: Path) -> None:
-    probabilities = np.array([1 / 3, np.nan, 1e-9])
+    probabilities, rest = np.array([1 / 3, np.nan, 1e-9]), np.array([2 / 3, np.nan, 1.0])
     text = {"slide_id": ["a,b", 'c"d', "NA"], "patient_id": ["1", "2.0", "x"], "label": ["0", "", "1"]}
     text |= {"predicted": ["0", "", "1"], "reason": ["", "no_tissue", ""]}
-    write_table(tmp_path / "predictions.csv", pd.DataFrame(text).assign(prob_1=probabilities))
-    back = read_predictions(tmp_path / "predictions.csv", ["1"], "")
+    write_table(tmp_path / "predictions.csv", pd.DataFrame(text).assign(prob_0=rest, prob_1=probabilities))
+    back = read_predictions(tmp_path / "predictions.csv", Classes("cancer", ("0", "1")), "")
     assert {name: back[name].tolist() for name in text} == text
     np.testing.assert_array_equal(back["prob_1"], probabilities)
 
@@ -134,8 +205,8 @@ def test_without_held_out_slides_a_document_has_no_figures() -> None:
     empty = pd.DataFrame(columns=["slide_id", "patient_id", "fold", "label", "prob_0", "prob_1"])
     document = metrics_document(
         empty,
-        label="cancer",
-        classes=["0", "1"],
+        target=Classes("cancer", ("0", "1")),
+        unit="slide",
         protocol="none held out",
         left_out=[],
         controls=no_controls("there is nothing to test"),
@@ -144,3 +215,57 @@ def test_without_held_out_slides_a_document_has_no_figures() -> None:
     assert (document["slide"], document["patient"], document["n_slides"]) == (None, None, 0)
     assert document["confounded"]["verdict"] == "not tested"
     assert document["warnings"] == ["nobody was held out"]
+
+
+def test_results_of_several_targets_take_the_place_of_those_of_one_and_are_found_by_name(tmp_path: Path) -> None:
+    empty = pd.DataFrame(columns=["slide_id", "patient_id", "fold", "label", "prob_0", "prob_1"])
+    targets = [Classes(name, ("0", "1")) for name in ("er", "her2 (IHC)")]
+    results = {
+        target.name: (
+            empty,
+            metrics_document(
+                empty, target=target, unit="slide", protocol="none", left_out=[], controls=no_controls("nothing")
+            ),
+        )
+        for target in targets
+    }
+    write_results(tmp_path, {"er": results["er"]})
+    assert find_results(tmp_path, None, "") == find_results(tmp_path, "er", "") == tmp_path
+    with pytest.raises(UnknownNameError, match=r"'her2'.*er"):
+        find_results(tmp_path, "her2", "")
+    write_results(tmp_path, results)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["er", "her2-IHC"]
+    assert find_results(tmp_path, "her2 (IHC)", "") == tmp_path / "her2-IHC"
+    with pytest.raises(InputError, match=r"several targets; pass --target one of er, her2 \(IHC\)"):
+        find_results(tmp_path, None, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 1}, "format_version 1, which this pathfm does not read"),
+        ({"figures": ["f1"]}, "key 'figures' that is not auroc, balanced_accuracy, f1"),
+        ({"target": {"name": "er", "kind": "os.system"}}, "key 'target' that cannot be read: .*os.system"),
+        ({"slide": {"n": 1, "n_by_class": {}}}, r"lacks the key 'slide\.auroc'"),
+        ({"unit": "tile"}, "key 'unit'"),
+        ({"controls": {"site": {"available": True}}}, r"lacks the key 'controls\.site\.auroc'"),
+    ],
+)
+def test_figures_that_are_none_of_the_target_are_named_with_the_remedy(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    empty = pd.DataFrame(columns=["slide_id", "patient_id", "fold", "label", "prob_0", "prob_1"])
+    document = metrics_document(
+        empty,
+        target=Classes("er", ("0", "1")),
+        unit="slide",
+        protocol="none",
+        left_out=[],
+        controls=no_controls("nothing"),
+    )
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(document))
+    assert target_of(read_metrics(path, "")) == Classes("er", ("0", "1"))
+    path.write_text(json.dumps(document | change))
+    with pytest.raises(InputError, match=rf"metrics\.json .*{message}.*; run it again"):
+        read_metrics(path, "run it again")

@@ -42,14 +42,14 @@ def test_without_a_split_there_are_no_figures_for_nobody_was_held_out(embeddings
 def test_with_a_split_the_figures_are_those_of_the_test_rows_alone(embeddings_cohort: Make) -> None:
     split = ["train"] * 8 + ["val"] * 4 + ["test"] * 4 + [""] * 2
     trained = _train(_with_split(embeddings_cohort(patients=18), split))
-    metrics = trained.metrics
+    metrics = trained.metrics["cancer"]
     assert metrics["n_slides"] == 4
     assert metrics["slide"]["n"] == 4
     assert [one["reason"] for one in metrics["left_out"]] == ["no_split", "no_split"]
     training = trained.model.training
     assert training["patients"] == [f"p{i:02d}" for i in range(12)]
     assert training["n_stop_patients"] == 4
-    assert trained.predictions["split"].value_counts().to_dict() == {"train": 8, "val": 4, "test": 4}
+    assert trained.predictions["cancer"]["split"].value_counts().to_dict() == {"train": 8, "val": 4, "test": 4}
 
 
 def test_neither_labels_nor_embeddings_of_test_rows_reach_the_model(embeddings_cohort: Make) -> None:
@@ -62,8 +62,9 @@ def test_neither_labels_nor_embeddings_of_test_rows_reach_the_model(embeddings_c
         write_embeddings(cohort.file(slide), planted_embeddings(slide, 1, seed=9))
     after = _train(cohort, "after")
     assert before.model.training["fingerprint"] == after.model.training["fingerprint"]
-    for name in before.model.head.state_dict():
-        assert torch.equal(before.model.head.state_dict()[name], after.model.head.state_dict()[name])
+    (one,), (other,) = before.model.heads, after.model.heads
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
 
 
 def test_a_split_without_val_rows_sets_training_patients_aside(embeddings_cohort: Make) -> None:
@@ -93,15 +94,13 @@ def test_training_again_takes_the_model_that_is_there_unless_something_changed(e
     assert weights.read_bytes() != bytes_before
 
 
-def test_a_model_taken_as_it_is_says_the_patients_and_classes_of_today(embeddings_cohort: Make) -> None:
+def test_a_model_taken_as_it_is_says_the_patients_of_today(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=14)
     before = _train(cohort)
     frame = cohort.frame()
     frame["patient_id"] = "H-" + frame["patient_id"]
-    frame["cancer"] = frame["cancer"].map({"0": "benign", "1": "malignant"})
     cohort.rewrite(frame)
     after = read_model(_train(cohort).folder)
-    assert after.classes == ["benign", "malignant"]
     assert after.training["patients"] == sorted(frame["patient_id"])
     assert after.training["fingerprint"] == before.model.training["fingerprint"]
 
@@ -125,8 +124,8 @@ def test_what_was_left_out_is_listed(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=8)
     write_embeddings(cohort.file("p07-0"), planted_embeddings("p07-0", 1, n=0))
     trained = _train(cohort)
-    assert trained.metrics["left_out"] == [{"slide_id": "p07-0", "reason": "no_tissue"}]
-    row = trained.predictions.set_index("slide_id").loc["p07-0"]
+    assert trained.metrics["cancer"]["left_out"] == [{"slide_id": "p07-0", "reason": "no_tissue"}]
+    row = trained.predictions["cancer"].set_index("slide_id").loc["p07-0"]
     assert (row["predicted"], row["reason"]) == ("", "no_tissue")
     assert "p07" not in trained.model.training["patients"]
 
@@ -142,6 +141,7 @@ def test_three_classes_are_learned_and_named(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=24, classes=3)
     settings = TrainSettings(**{**vars(QUICK), "epochs": 25})
     trained = _train(_with_split(cohort, ["train"] * 18 + ["test"] * 6), training=settings)
-    assert trained.model.classes == ["0", "1", "2"]
-    held_out = trained.predictions[trained.predictions["split"] == "test"]
+    assert trained.model.task.targets[0].groups == ["0", "1", "2"]
+    table = trained.predictions["cancer"]
+    held_out = table[table["split"] == "test"]
     assert (held_out["predicted"] == held_out["label"]).mean() >= 0.8

@@ -1,0 +1,229 @@
+"""What a command leaves of a model's predictions: predictions.csv and metrics.json, written, read back and summed up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pathfm.cohortfigures import cohort_figures, is_scored
+from pathfm.errors import InputError, UnknownNameError
+from pathfm.files import write_json, write_text
+from pathfm.patients import n_slides_of
+from pathfm.tables import first_line, misfit, read_document, read_table
+from pathfm.targets import Task
+from pathfm.targets.target import folder_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pathfm.labelled import LeftOut
+    from pathfm.patients import Unit
+    from pathfm.targets import Target
+
+_FORMAT, _FORMAT_VERSION = "pathfm-metrics", 2
+_NUMBER = (float, None)
+_FIGURE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
+_FOLD = dict.fromkeys(("fold", "n_train_patients", "n_stop_patients", "n_scored_patients", "epochs"), int)
+_SHAPE = {
+    "target": {"name": str, "kind": str},
+    "unit": ("slide", "patient"),
+    "figures": [str],
+    "protocol": str,
+    "n_slides": int,
+    "n_patients": int,
+    "left_out": [{"slide_id": str, "reason": str}],
+    "slide": (dict, None),
+    "patient": (dict, None),
+    "interval": (str, None),
+    "controls": {"*": dict},
+    "confounded": {"verdict": str, "controls": [str]},
+    "folds": [_FOLD | {"stopped_early": bool}],
+    "warnings": [str],
+    "lesion?": ({"attention_auroc": (_FIGURE, float, None)}, None),
+}
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table as CSV, atomically; NaN is an empty cell, floats read back exactly."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def write_results(out: Path, results: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any] | None]]) -> None:
+    """Writes predictions.csv and metrics.json: of one target into a folder, of several each into a folder of its own in it.
+
+    Args:
+        out: the folder.
+        results: by the name of the target its predictions and its figures; None where there are no labels.
+    """
+    if len(results) > 1:  # nobody is to take what one target left here before for one of these
+        for name in ("predictions.csv", "metrics.json"):
+            (out / name).unlink(missing_ok=True)
+    for name, (predictions, metrics) in results.items():
+        folder = out if len(results) == 1 else out / folder_name(name)
+        write_table(folder / "predictions.csv", predictions)
+        if metrics is not None:
+            write_json(folder / "metrics.json", dict(metrics))
+
+
+def find_results(folder: Path, target: str | None, remedy: str) -> Path:
+    """The folder in which `write_results` left the metrics.json of a target.
+
+    Args:
+        folder: the folder that was given to it.
+        target: the name of the target; None where there is one only.
+        remedy: what now, for the messages.
+
+    Raises:
+        InputError: no results, or several targets and none named.
+        UnknownNameError: no results of this target; those that are there are listed.
+    """
+    alone = (folder / "metrics.json").is_file() or not any(folder.glob("*/metrics.json"))
+    places = [folder] if alone else sorted(path.parent for path in folder.glob("*/metrics.json"))
+    found = {read_metrics(place / "metrics.json", remedy)["target"]["name"]: place for place in places}
+    if target is None and len(found) > 1:
+        message = f"{folder} holds results of several targets; pass --target one of {', '.join(sorted(found))}"
+        raise InputError(message)
+    name = target if target is not None else next(iter(found))
+    if name not in found:
+        raise UnknownNameError("target", name, found, f"{folder} holds these; pass --target one of them")
+    return found[name]
+
+
+def read_predictions(path: Path, target: Target, remedy: str) -> pd.DataFrame:
+    """A predictions table: ids, labels and folds as text ("" where empty), scores as numbers (NaN where empty).
+
+    Raises:
+        InputError: missing, broken, of other columns, or a score that is none; the message ends in the remedy.
+    """
+    table = read_table(path, ("slide_id", "patient_id", "label", "predicted", "reason", *target.names), remedy)
+    for name in target.names:
+        text, table[name] = table[name], pd.to_numeric(table[name], errors="coerce").astype(float)
+        what, most = ("probabilities", 1.0) if name.startswith("prob_") else ("numbers", float("inf"))
+        sound = table[name].between(0 if most == 1 else -most, most, inclusive="both" if most == 1 else "neither")
+        if ((text != "") & ~sound).any():
+            message = f"{path} holds something else than {what} in the column {name}; {remedy}"
+            raise InputError(message)
+    return table
+
+
+def read_metrics(path: Path, remedy: str) -> dict[str, Any]:
+    """metrics.json as `metrics_document` made it.
+
+    Raises:
+        InputError: missing, broken, of an older format, or no metrics.json; the key is named and the message ends in the
+            remedy.
+    """
+    stated = read_document(path, _FORMAT, _FORMAT_VERSION, {"format_version": int}, remedy)["format_version"]
+    if stated < _FORMAT_VERSION:
+        message = f"{path} is of format_version {stated}, which this pathfm does not read; {remedy}"
+        raise InputError(message)
+    metrics = read_document(path, _FORMAT, _FORMAT_VERSION, _SHAPE, remedy)
+    what = _misfit_of_figures(metrics)
+    if what:
+        message = f"{path} {what}; {remedy}"
+        raise InputError(message)
+    return metrics
+
+
+def target_of(metrics: Mapping[str, Any]) -> Target:
+    """The target of a metrics document that `read_metrics` has checked."""
+    return Task.of_facts([metrics["target"]]).targets[0]
+
+
+def metrics_document(
+    predictions: pd.DataFrame,
+    *,
+    target: Target,
+    unit: Unit,
+    protocol: str,
+    left_out: Sequence[LeftOut],
+    controls: Mapping[str, Any],
+    folds: Sequence[Mapping[str, Any]] = (),
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """metrics.json of predictions for bags that the model had not seen; figures are null where there are none.
+
+    Args:
+        predictions: a predictions table, of held-out bags only.
+        target: what they are of.
+        unit: what a row is.
+        protocol: how the bags were held out, in words.
+        left_out: slides of the cohort that were not used, with the reason.
+        controls: the blocks "controls" and "confounded".
+        folds: what each fold was fitted on.
+        warnings: come before those of the figures.
+    """
+    scored = predictions[is_scored(predictions, target)] if len(predictions) else predictions
+    figures: dict[str, Any] = {"slide": None, "patient": None, "interval": None, "warnings": []}
+    if len(scored):
+        figures = cohort_figures(predictions, target, unit)
+    bags = scored["slide_id"].drop_duplicates()
+    return {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "target": Task((target,)).facts()[0],
+        "unit": unit,
+        "figures": list(target.metrics),
+        "protocol": protocol,
+        "n_slides": n_slides_of(list(bags), unit),
+        "n_patients": int(scored["patient_id"].nunique()),
+        "left_out": [one._asdict() for one in left_out],
+        "slide": figures["slide"],
+        "patient": figures["patient"],
+        "interval": figures["interval"],
+        **controls,
+        "folds": list(folds),
+        "warnings": [*warnings, *figures["warnings"]],
+    }
+
+
+def no_controls(why: str) -> dict[str, Any]:
+    """The blocks "controls" and "confounded" where the controls cannot be fitted."""
+    absent = {"available": False, "why": why}
+    sentence = f"Confounding was not tested: {why}."
+    return {
+        "controls": {"mean_colour": absent, "site": absent},
+        "confounded": {"verdict": "not tested", "controls": [], "sentence": sentence},
+    }
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """A metrics document in a few lines for a terminal: figures by patient with intervals, confounding, warnings."""
+    name, n_slides, n_patients = metrics["target"]["name"], metrics["n_slides"], metrics["n_patients"]
+    lines = [f"{name}, {metrics['protocol']}: {n_slides} slides of {n_patients} patients"]
+    for unit in ("patient", "slide"):
+        block = metrics[unit]
+        if block:
+            figures = ", ".join(f"{figure.replace('_', ' ')} {_text(block[figure])}" for figure in metrics["figures"])
+            lines.append(f"by {unit}: {figures}")
+    lines.append(metrics["confounded"]["sentence"])
+    lines += [f"warning: {warning}" for warning in metrics["warnings"]]
+    if metrics["left_out"]:
+        lines.append(f"left out: {len(metrics['left_out'])} slides, see metrics.json")
+    return "\n".join(lines)
+
+
+def _misfit_of_figures(metrics: Mapping[str, Any]) -> str:
+    """What keeps the blocks from holding the figures that the target has, "" where nothing does."""
+    try:
+        known = list(target_of(metrics).metrics)
+    except (ValueError, InputError) as error:
+        return f"has a key 'target' that cannot be read: {first_line(error)}"
+    if metrics["figures"] != known:
+        return f"has a key 'figures' that is not {', '.join(known)}"
+    block = dict.fromkeys(known, _FIGURE) | {"n": int, "n_by_class": {"*": int}}
+    tested = {"available": True, known[0]: _FIGURE, "difference": _FIGURE, "confounded": bool, "why": str}
+    shape = {
+        "slide": (block, None),
+        "patient": (block, None),
+        "controls": {"*": (tested, {"available": False, "why": str})},
+    }
+    return misfit(metrics, shape)
+
+
+def _text(figure: Mapping[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "not computable"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

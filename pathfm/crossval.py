@@ -1,4 +1,4 @@
-"""Cross-validation by patient: every slide scored by a model that has seen neither its patient nor its score."""
+"""Cross-validation: every patient scored by models that have not seen it, figures with intervals, and the models as one."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from pathfm.cohort import read_cohort
 from pathfm.controls import controls
-from pathfm.files import write_json
-from pathfm.folds import assign_folds
+from pathfm.errors import InputError, ModelError
+from pathfm.fit import Rows
+from pathfm.folds import Split  # noqa: TC001 - the command line reads the annotation
 from pathfm.labelled import LabelledSlides, labelled_slides
-from pathfm.model import Model, write_model
+from pathfm.model import MOST_HEADS, Model, ensemble, read_model, write_model
+from pathfm.outoffold import (
+    Folding,
+    all_repeats,
+    fold_column,
+    fold_facts,
+    fold_job,
+    fold_warnings,
+    mean_of_repeats,
+    out_of_fold,
+    repeat_settings,
+)
+from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
 from pathfm.privacy import private_run
-from pathfm.scoring import metrics_document, score_table, summary, write_table
+from pathfm.results import metrics_document, summary, write_results, write_table
 from pathfm.settings import TrainSettings
-from pathfm.train import fit_model, heed_licences, stopping_rows
+from pathfm.together import Job
+from pathfm.train import fit_models, heed_licences
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,27 +44,24 @@ class CrossValidation:
     """What `crossval` leaves behind; prints as a few lines.
 
     Attributes:
-        folder: holds predictions.csv, metrics.json, folds.csv and folds/<k>/ with the model of each fold.
-        predictions: out-of-fold scores of every labelled slide.
-        metrics: metrics.json.
+        folder: holds predictions.csv, metrics.json (of several targets in a folder each), folds.csv, folds/<k>/ with the
+            model of each fold, and ensemble/; of several repeats repeats.csv and repeats/<r>/<k>/ too.
+        predictions: of each target the out-of-fold scores of every labelled bag, the mean over the repeats.
+        rows: of each target the scores of every repeat, below each other, with the column repeat.
+        metrics: of each target metrics.json.
         epochs: median of the folds' best epochs, for the refit on all slides.
+        model: the models of all folds and repeats as one.
     """
 
     folder: Path
-    predictions: pd.DataFrame
-    metrics: dict[str, Any]
+    predictions: dict[str, pd.DataFrame]
+    rows: dict[str, pd.DataFrame]
+    metrics: dict[str, dict[str, Any]]
     epochs: int
+    model: Model
 
     def __str__(self) -> str:
-        return f"{summary(self.metrics)}\nresults: {self.folder}"
-
-
-class Fold(NamedTuple):
-    """One fold: its model, its out-of-fold predictions, and its entry in metrics.json."""
-
-    model: Model
-    predictions: pd.DataFrame
-    facts: dict[str, Any]
+        return "\n".join([*map(summary, self.metrics.values()), f"results: {self.folder}"])
 
 
 def crossval(
@@ -60,23 +71,34 @@ def crossval(
     out: Path,
     folds: int = 5,
     head: str = "gated-abmil",
+    unit: Unit = "slide",
+    covariates: list[str] | None = None,
+    split: Split = "patient",
+    repeats: int = 1,
     training: TrainSettings = TrainSettings(),
     require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
 ) -> CrossValidation:
-    """Cross-validates a head by patient and writes scores, figures with intervals, and the controls beside them.
+    """Cross-validates a head by patient or by site and writes scores, figures with intervals, and the controls beside them.
 
     Each fold learns from the other folds' patients, of whom some are set aside to decide when to stop. Run again, folds
-    that are done with the same inputs are taken as they are, and an interrupted one goes on.
+    that are done with the same inputs are taken as they are, and an interrupted one goes on. The models of all folds
+    together are written as one model, whose scores are the means of theirs.
 
     Args:
         cohort: the cohort table, CSV.
         embeddings: the folder that extract wrote, or one recipe folder in it; of several, each of another backbone, the
             head reads the embeddings side by side in this order.
-        label: the label column.
-        out: gets predictions.csv, metrics.json, folds.csv and folds/.
+        label: the label column, or COLUMN:KIND; several with commas between them are learned together.
+        out: gets predictions.csv, metrics.json, folds.csv, folds/ and ensemble/.
         folds: number of folds, at most the patients of the smallest class.
-        head: "gated-abmil" or "mean".
+        head: a name of `pathfm heads`.
+        unit: what is scored at a time: a slide, or a patient by all its slides.
+        covariates: columns of the cohort table, such as age, that the head takes into account.
+        split: what folds do not share: a patient, or a site and so a patient too. By site the column site has to be
+            filled; the classes are as even as the sites allow.
+        repeats: how often all is done, each time with folds and weights of the next seed; figures are means over the
+            repeats.
         training: how the head is trained.
         require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
@@ -88,17 +110,62 @@ def crossval(
     """
     with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
         table = read_cohort(cohort, names)
-        slides = labelled_slides(table, embeddings, label)
+        slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
         heed_licences(slides, require_license)
-        fold_of = fold_column(slides, folds, training.seed)
-        _drop_other_folds(out / "folds", folds)
-        write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=fold_of))
-        done = [fit_fold(slides, fold_of, fold, head, training, out / "folds" / str(fold)) for fold in range(folds)]
-        predictions = _in_order(slides, fold_of, done)
-        metrics = _metrics(slides, folds, predictions, done, uses_split="split" in table.stated)
-        write_table(out / "predictions.csv", predictions)
-        write_json(out / "metrics.json", metrics)
-        return CrossValidation(out, predictions, metrics, max(1, round(median(one.facts["epochs"] for one in done))))
+        warnings = split_warnings(table.stated)
+        return cross_validate(slides, out, Folding(folds, split, repeats), head, training, warnings)
+
+
+def cross_validate(
+    slides: LabelledSlides,
+    out: Path,
+    folding: Folding,
+    head: str,
+    settings: TrainSettings,
+    warnings: Sequence[str] = (),
+) -> CrossValidation:
+    """What `crossval` does, of a cohort that is joined with its embeddings.
+
+    Args:
+        slides: the cohort.
+        out: the folder for everything.
+        folding: how it is cut.
+        head: a row of `heads.HEADS`.
+        settings: how the head is trained.
+        warnings: to be said before those of the figures.
+    """
+    _require_repeats(folding)
+    repeats = [repeat_settings(settings, repeat) for repeat in range(folding.repeats)]
+    cuts = [fold_column(slides, folding, one.seed) for one in repeats]
+    _drop_others(out, folding)
+    write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=cuts[0]))
+    jobs = [
+        job
+        for repeat, (fold_of, one) in enumerate(zip(cuts, repeats, strict=True))
+        for job in (fold_job(slides, fold_of, fold, one, *_place(out, repeat)) for fold in range(folding.folds))
+    ]
+    models = fit_models(slides, jobs, head)
+    parts = [models[first : first + folding.folds] for first in range(0, len(models), folding.folds)]
+    scored = [out_of_fold(slides, fold_of, part) for fold_of, part in zip(cuts, parts, strict=True)]
+    predictions, rows = mean_of_repeats(slides.task, scored), all_repeats(slides.task, scored)
+    said = [*warnings, *fold_warnings(slides, cuts[0], folding, models)]
+    metrics = {
+        target.name: metrics_document(
+            rows[target.name] if folding.repeats > 1 else predictions[target.name],
+            target=target,
+            unit=slides.unit,
+            protocol=str(folding),
+            left_out=slides.left_out,
+            controls=controls(scored[0][target.name], slides.mean_rgb, slides.sites, target),
+            folds=fold_facts(slides, cuts[0], parts[0]),
+            warnings=said,
+        )
+        for target in slides.task.targets
+    }
+    write_results(out, {name: (predictions[name], metrics[name]) for name in metrics})
+    _write_repeats(out, slides, rows, folding)
+    epochs = max(1, round(median(model.training["epochs"] for model in models)))
+    return CrossValidation(out, predictions, rows, metrics, epochs, _write_ensemble(out / "ensemble", models, metrics))
 
 
 def refit(
@@ -108,6 +175,8 @@ def refit(
     out: Path,
     epochs: int,
     head: str = "gated-abmil",
+    unit: Unit = "slide",
+    covariates: list[str] | None = None,
     training: TrainSettings = TrainSettings(),
     figures: dict[str, Any] | None = None,
     pseudonymise: Path | None = None,
@@ -117,91 +186,76 @@ def refit(
     Args:
         cohort: the cohort table, CSV.
         embeddings: as the cross-validation was given, whose warning of licences is not repeated.
-        label: the label column.
+        label: the label.
         out: the model directory.
         epochs: how many of `training.epochs` to run, `CrossValidation.epochs`.
-        head: "gated-abmil" or "mean".
+        head: a row of `heads.HEADS`.
+        unit: what a bag is of.
+        covariates: columns that join the head.
         training: how the head is trained, as in the folds.
-        figures: metrics.json of the cross-validation, to travel with the model.
+        figures: of each target metrics.json of the cross-validation, to travel with the model.
         pseudonymise: the key file that extract was given.
     """
     with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
-        slides = labelled_slides(read_cohort(cohort, names), embeddings, label)
-        every = pd.Series(data=True, index=slides.table.index)
-        fitted = fit_model(slides, every, ~every, head, training, out, epochs=epochs, what="train on all slides")
-        model = replace(fitted, figures=figures)
-        if figures != fitted.figures:  # a model that is there and says the same is left alone
-            write_model(out, model)
-        return model
+        table = read_cohort(cohort, names)
+        slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
+        every = Rows(slides.rows(pd.Series(data=True, index=slides.table.index)), [])
+        (fitted,) = fit_models(slides, [Job(every, training, out, "train on all slides", epochs)], head)
+        return hand_on(replace(fitted, figures=figures), out)
 
 
-def fold_column(slides: LabelledSlides, folds: int, seed: int) -> pd.Series[int]:
-    """The fold of each row of the table, Int64; missing for a slide that cannot be scored and whose patient has no other."""
-    usable = slides.usable.set_index("slide_id")
-    assigned = assign_folds(usable["patient_id"], usable["target"], folds, seed, slides.classes)
-    of_patient = dict(zip(usable["patient_id"], assigned, strict=True))
-    return slides.table["patient_id"].map(of_patient).astype("Int64")
+def hand_on(model: Model, folder: Path) -> Model:
+    """Writes a model; one that is there and says the same is left alone, and so is what was drawn with it."""
+    try:
+        found = read_model(folder)
+    except ModelError:
+        found = None
+    if found is not None and (found.training, found.figures) == (model.training, model.figures):
+        return found
+    write_model(folder, model)
+    return model
 
 
-def fit_fold(
-    slides: LabelledSlides,
-    fold_of: pd.Series[int],
-    fold: int,
-    head: str,
-    settings: TrainSettings,
-    folder: Path,
-) -> Fold:
-    """Fits one fold on the patients of the others and scores its own, whose labels and features the fit never sees."""
-    scored = (fold_of == fold).fillna(value=False).astype(bool)
-    learn = (fold_of != fold).fillna(value=False).astype(bool)
-    stop = stopping_rows(slides, learn, settings)
-    what = f"fold {fold + 1} of {int(fold_of.max()) + 1}"
-    model = fit_model(slides, learn & ~stop, stop, head, settings, folder, what=what)
-    predictions = score_table(model, slides.table.assign(fold=fold)[scored], "fold")
-    facts = {
-        "fold": fold,
-        "n_train_patients": model.training["n_patients"] - model.training["n_stop_patients"],
-        "n_stop_patients": model.training["n_stop_patients"],
-        "n_scored_patients": int(slides.table["patient_id"][scored & (slides.table["reason"] == "")].nunique()),
-        "epochs": model.training["epochs"],
-        "stopped_early": model.training["stopped_early"],
-    }
-    return Fold(model, predictions, facts)
+def split_warnings(stated: frozenset[str]) -> list[str]:
+    """What to say of a cohort whose own split is not used."""
+    return ["the cohort's column split is not used by cross-validation; pathfm train uses it"] * ("split" in stated)
 
 
-def _in_order(slides: LabelledSlides, fold_of: pd.Series[int], folds: Sequence[Fold]) -> pd.DataFrame:
-    """The folds' predictions in the order of the cohort, and a row without score for a slide that stands in no fold."""
-    unplaced = slides.table[fold_of.isna()].assign(fold=None)
-    tables = [one.predictions for one in folds]
-    if len(unplaced):
-        tables.append(score_table(folds[0].model, unplaced, "fold"))
-    joined = pd.concat(tables).set_index("slide_id").loc[slides.table["slide_id"]].reset_index()
-    return joined.astype({"fold": "Int64"})
+def _place(out: Path, repeat: int) -> tuple[Path, str]:
+    """The folder of a repeat's folds, and what one of them is in the user's words."""
+    return (out / "folds", "fold") if not repeat else (out / "repeats" / str(repeat), f"repeat {repeat + 1}, fold")
 
 
-def _metrics(
-    slides: LabelledSlides, folds: int, predictions: pd.DataFrame, done: Sequence[Fold], *, uses_split: bool
-) -> dict[str, Any]:
-    warnings = []
-    if uses_split:
-        warnings.append("the cohort's column split is not used by cross-validation; pathfm train uses it")
-    fixed = [str(one.facts["fold"]) for one in done if not one.facts["n_stop_patients"]]
-    if fixed:
-        warnings.append(f"no patients to spare for early stopping in fold {', '.join(fixed)}: all epochs were run")
-    return metrics_document(
-        predictions,
-        label=slides.label,
-        classes=slides.classes,
-        protocol=f"{folds}-fold cross-validation by patient",
-        left_out=slides.left_out,
-        controls=controls(predictions, slides.mean_rgb, slides.sites, slides.classes),
-        folds=[one.facts for one in done],
-        warnings=warnings,
-    )
+def _write_repeats(out: Path, slides: LabelledSlides, rows: dict[str, pd.DataFrame], folding: Folding) -> None:
+    for target in slides.task.targets:
+        path = (out if len(rows) == 1 else out / target.folder) / "repeats.csv"
+        if folding.repeats > 1:
+            write_table(path, rows[target.name])
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _drop_other_folds(folder: Path, folds: int) -> None:
+def _write_ensemble(folder: Path, models: Sequence[Model], metrics: dict[str, dict[str, Any]]) -> Model:
+    """The models as one; its figures are theirs, each on the patients that it had not seen."""
+    said = "figures of the members, each on the patients that it had not seen; the ensemble itself was not tested"
+    figures = {name: one | {"warnings": [*one["warnings"], said]} for name, one in metrics.items()}
+    return hand_on(replace(ensemble(models), figures=figures), folder)
+
+
+def _require_repeats(folding: Folding) -> None:
+    if not 1 <= folding.repeats <= MOST_HEADS // max(folding.folds, 1):
+        message = (
+            f"--repeats is {folding.repeats}; it must be 1 or more, and with {folding.folds} folds at most"
+            f" {MOST_HEADS // max(folding.folds, 1)}, for all models together are written as one"
+        )
+        raise InputError(message)
+
+
+def _drop_others(out: Path, folding: Folding) -> None:
     """Removes the folds of an earlier run with more of them, which nothing would refer to any more."""
-    for path in folder.glob("*"):
-        if path.name.isdigit() and int(path.name) >= folds:
-            shutil.rmtree(path)
+    limits = {out / "folds": folding.folds, out / "repeats": folding.repeats}
+    limits |= {out / "repeats" / str(repeat): folding.folds for repeat in range(1, folding.repeats)}
+    for folder, limit in limits.items():
+        for path in folder.glob("*"):
+            if path.name.isdigit() and int(path.name) >= limit:
+                shutil.rmtree(path)

@@ -5,25 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import torch
+
 from pathfm.backbones import find_backbone
 from pathfm.cohort import read_cohort
-from pathfm.crossval import crossval, refit
+from pathfm.crossval import crossval, hand_on, refit
 from pathfm.errors import CohortError, SlidesFailedError
 from pathfm.extract import extract_slides, plan_extraction
 from pathfm.failures import Failure, write_failures
-from pathfm.folds import assign_folds
-from pathfm.heads import require_head
+from pathfm.folds import Split, assign_folds, strata_of
+from pathfm.heads import build_head
 from pathfm.heatmap import heatmap
 from pathfm.isolation import Limits
 from pathfm.licences import require_permissive
+from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
 from pathfm.privacy import private_run
 from pathfm.progress import log_to
 from pathfm.report import report
-from pathfm.scoring import summary
+from pathfm.results import summary
 from pathfm.settings import TrainSettings
 from pathfm.slide import Reader  # noqa: TC001 - the command line reads the annotation
 from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads the annotation
 from pathfm.sources import find_slides
+from pathfm.targets import Target, Task, read_task
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
 
@@ -34,21 +39,27 @@ if TYPE_CHECKING:
     from pathfm.cohort import Cohort
     from pathfm.work import ExtractWork
 
+_ANY_WIDTH = 64
+
 
 @dataclass(frozen=True)
 class Study:
     """What `run` leaves behind; prints as a few lines.
 
     Attributes:
-        folder: holds embeddings/, crossval/, model/, heatmaps/, report.html, failures.csv and pathfm.log.
-        metrics: metrics.json of the cross-validation.
+        folder: holds embeddings/, crossval/, model/, heatmaps/, report.html (of several targets heatmaps/<target>/ and
+            report-<target>.html), failures.csv and pathfm.log.
+        metrics: of each target metrics.json of the cross-validation.
+        reports: the reports, one a target.
     """
 
     folder: Path
-    metrics: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    reports: list[Path]
 
     def __str__(self) -> str:
-        return f"{summary(self.metrics)}\nmodel: {self.folder / 'model'}\nreport: {self.folder / 'report.html'}"
+        shown = [f"report: {path}" for path in self.reports]
+        return "\n".join([*map(summary, self.metrics.values()), f"model: {self.folder / 'model'}", *shown])
 
 
 def run(
@@ -62,6 +73,11 @@ def run(
     mpp_override: float | None = None,
     folds: int = 5,
     head: str = "gated-abmil",
+    unit: Unit = "slide",
+    covariates: list[str] | None = None,
+    split: Split = "patient",
+    repeats: int = 1,
+    final: Literal["refit", "ensemble"] = "refit",
     training: TrainSettings = TrainSettings(),
     top_tiles: int = 8,
     device: str = "auto",
@@ -79,12 +95,12 @@ def run(
 ) -> Study:
     """Takes a cohort all the way; run again, it does only what has changed.
 
-    Writes `embeddings/`, `crossval/{predictions.csv,metrics.json,folds.csv}`, `model/` (refit on all labelled slides),
-    `heatmaps/` (those of labelled slides out of fold), `report.html`, `failures.csv` and `pathfm.log`.
+    Writes `embeddings/`, `crossval/{predictions.csv,metrics.json,folds.csv}`, `model/`, `heatmaps/` (those of labelled
+    slides out of fold), `report.html`, `failures.csv` and `pathfm.log`.
 
     Args:
         cohort: the cohort table, CSV, with a column `path`.
-        label: the label column.
+        label: the label column, or COLUMN:KIND; several with commas between them are learned together.
         out: the folder for everything.
         backbone: a name of `pathfm backbones`, hf-hub:owner/name, timm/name or local-dir:/folder; of several with commas
             between them the head reads the embeddings side by side.
@@ -92,8 +108,14 @@ def run(
         tissue: how tissue is found.
         outlines: a folder of <slide_id>.geojson in place of found tissue.
         mpp_override: microns per pixel of level 0, in place of what the slides state; the column mpp goes before it.
-        folds: folds of the cross-validation, by patient.
-        head: "gated-abmil" or "mean".
+        folds: folds of the cross-validation.
+        head: a name of `pathfm heads`.
+        unit: what is scored at a time: a slide, or a patient by all its slides.
+        covariates: columns of the cohort table, such as age, that the head takes into account.
+        split: what folds do not share: a patient, or a site and so a patient too.
+        repeats: how often the cross-validation is done, each time with folds and weights of the next seed.
+        final: the model to hand on: refit on all labelled slides for the median of the folds' epochs, or the ensemble of
+            the folds' models.
         training: how the head is trained.
         top_tiles: number of tiles in the gallery of a heatmap.
         device: where tiles are embedded: auto, cpu, cuda, cuda:1, mps.
@@ -120,7 +142,7 @@ def run(
     key = pseudonymise
     with private_run(key, out, cohort=cohort, outlines=outlines) as names:
         table = read_cohort(cohort, names)
-        _require_plan(table, label, folds, head, training.seed)
+        task = _require_plan(table, label, folds, split, head, training, covariates or [])
         sources = find_slides([cohort], mpp_override, names)
         with log_to(out / "pathfm.log"):
             reading = (workers, reader, digest, max_failed_share, limits)
@@ -130,45 +152,95 @@ def run(
             write_failures(out / "failures.csv", [*extracted.failed, *extracted.empty])
             _require_some(table, len(sources), extracted.failed)
             folders = list(extracted.folders)
-            result = crossval(cohort, folders, label, out / "crossval", folds, head, training, require_license, key)
-            refit(cohort, folders, label, out / "model", result.epochs, head, training, result.metrics, key)
-            undrawn: SlidesFailedError | None = None
-            try:
-                heatmap(out / "crossval", [cohort], folders, out / "heatmaps", out / "model", top_tiles, limits, key)
-            except SlidesFailedError as error:  # the report lists them; it is written all the same
-                undrawn = error
-            write_report(cohort, folders, out, credit, key)
+            folding = (split, repeats, training, require_license, key)
+            result = crossval(cohort, folders, label, out / "crossval", folds, head, unit, covariates, *folding)
+            if final == "refit":
+                again = (head, unit, covariates, training, result.metrics, key)
+                refit(cohort, folders, label, out / "model", result.epochs, *again)
+            else:
+                hand_on(result.model, out / "model")
+            undrawn = None
+            for target in task.targets:
+                undrawn = _draw(cohort, folders, out, _several(task, target), top_tiles, limits, key) or undrawn
+            reports = [write_report(cohort, folders, out, credit, key, _several(task, one)) for one in task.targets]
     if extracted.failed:
         raise SlidesFailedError(len(extracted.failed), len(sources), out / "failures.csv")
     if undrawn is not None:
         raise undrawn
-    return Study(out, result.metrics)
+    return Study(out, result.metrics, reports)
 
 
 def write_report(
-    cohort: Path, embeddings: list[Path], out: Path, credit: str | None = None, pseudonymise: Path | None = None
+    cohort: Path,
+    embeddings: list[Path],
+    out: Path,
+    credit: str | None = None,
+    pseudonymise: Path | None = None,
+    target: Target | None = None,
 ) -> Path:
-    """Writes `out/report.html` from what a study has left in its folder."""
+    """Writes `out/report.html` from what a study has left in its folder; of one of several targets its own file."""
     return report(
-        out / "report.html",
+        out / (f"report-{target.folder}.html" if target else "report.html"),
         out / "crossval",
         embeddings,
         cohort,
-        heatmaps=out / "heatmaps",
+        heatmaps=_heatmaps(out, target),
         failures=out / "failures.csv",
         model=out / "model",
+        target=target.name if target else None,
         credit=credit,
         pseudonymise=pseudonymise,
     )
 
 
-def _require_plan(cohort: Cohort, label: str, folds: int, head: str, seed: int) -> None:
-    """A wrong table, label, head or number of folds shows before hours of extraction."""
-    labels, patients = cohort.labels(label), cohort.patients()
-    known = labels[labels != ""]
-    classes = cohort.classes(label)
-    assign_folds(patients[known.index], known.map(classes.index), folds, seed, classes)
-    require_head(head)
+def _several(task: Task, target: Target) -> Target | None:
+    """The target, where it has to be told from others."""
+    return target if len(task.targets) > 1 else None
+
+
+def _heatmaps(out: Path, target: Target | None) -> Path:
+    return out / "heatmaps" / target.folder if target else out / "heatmaps"
+
+
+def _draw(
+    cohort: Path,
+    embeddings: list[Path],
+    out: Path,
+    target: Target | None,
+    top_tiles: int,
+    limits: Limits,
+    pseudonymise: Path | None,
+) -> SlidesFailedError | None:
+    """Draws the heatmaps; what could not be drawn is told at the end, for the report lists it and is written all the same."""
+    name = target.name if target else None
+    drawn = _heatmaps(out, target)
+    try:
+        heatmap(out / "crossval", [cohort], embeddings, drawn, out / "model", name, top_tiles, limits, pseudonymise)
+    except SlidesFailedError as error:
+        return error
+    return None
+
+
+def _require_plan(
+    cohort: Cohort,
+    label: str,
+    folds: int,
+    split: Split,
+    head: str,
+    training: TrainSettings,
+    covariates: list[str],
+) -> Task:
+    """A wrong table, label, head, option or number of folds shows before hours of extraction."""
+    task, truth = read_task(cohort, label)
+    cohort.cells(covariates, "covariates")
+    labelled = ~np.isnan(truth).all(axis=1)
+    rows = cohort.table[labelled].set_index("slide_id")
+    first = task.targets[0]
+    strata = strata_of(first, task.truths(truth[labelled])[0], list(rows["patient_id"]))
+    assign_folds(rows.assign(stratum=strata), folds, training.seed, first.groups, split)
+    with torch.device("meta"):  # a wrong option of the head shows without memory for its weights
+        build_head(head, _ANY_WIDTH, task.n_outputs, len(covariates), **training.head_kwargs())
+    return task
 
 
 def _require_licence(work: ExtractWork, required: Literal["permissive"] | None) -> None:

@@ -415,6 +415,7 @@ def _commands(hospital: Hospital) -> list[tuple[list[str], int]]:
     label, joined = ["--label", "cancer"], ["--cohort", cohort, "--embeddings", "extract"]
     return [
         (["backbones"], 0),
+        (["heads"], 0),
         (["weights", "pack", "uni", "--out", "bundle"], 2),
         (["weights", "unpack", "bundle"], 2),
         (["doctor", "--slides", cohort], 0),
@@ -424,6 +425,25 @@ def _commands(hospital: Hospital) -> list[tuple[list[str], int]]:
         (["verify", "--embeddings", "extract", "--slides", cohort], 0),
         (["train", *joined, *label, "--out", "train", *TRAINING], 0),
         (["crossval", *joined, *label, "--out", "crossval", "--folds", "2", *TRAINING], 0),
+        (["crossval", *joined, *label, "--out", "by-site", "--folds", "9", "--split", "site", *TRAINING], 2),
+        (
+            [
+                "tune",
+                *joined,
+                *label,
+                "--out",
+                "tune",
+                "--folds",
+                "3",
+                "--inner_folds",
+                "2",
+                "--trials",
+                "1",
+                *TRAINING,
+            ],
+            0,
+        ),
+        (["compare", *joined, *label, "--out", "compare", "--folds", "2", "--heads", "mean", *TRAINING], 0),
         (["predict", "--model", "train", "--embeddings", "extract", "--out", "predict"], 0),
         (["predict", "--model", "train", "--slides", cohort, "--out", "predict-slides"], 2),
         (["evaluate", "--model", "train", "--cohort", other, "--embeddings", "extract", "--out", "evaluate"], 0),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pathfm.cli import COMMANDS, _settings, command_parser, main
+from pathfm.cli import COMMANDS, command_parser, main
+from pathfm.options import read_options
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -34,9 +35,12 @@ def test_every_command_explains_each_of_its_options(command: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_parses(config: Path) -> None:
-    parser, _ = command_parser("run")
-    settings = parser.parse_args(["--config", str(config), "--cohort", "cohort.csv", "--out", "out"])
+    tuned = config.stem == "tune"
+    parser, _ = command_parser("tune" if tuned else "run")
+    words = ["--cohort", "cohort.csv", "--out", "out", *(["--label", "x", "--embeddings", "e"] if tuned else [])]
+    settings = read_options(parser, "run", ["--config", str(config), *words])
     assert settings.label
+    assert parser.instantiate(settings)
 
 
 def test_there_are_shipped_configs() -> None:
@@ -56,6 +60,9 @@ def test_there_are_shipped_configs() -> None:
         (["extract", "--slides", ".", "--out", "out", "--backbone", "virchw2"], "near: virchow2, virchow"),
         (["extract", "--slides", "nowhere", "--out", "out", "--tiles.size", "3"], "near: --tiles.size_px"),
         (["extract", "--slides", "nowhere", "--out", "out", "--tiles.mpp", "fine"], "tiles.mpp"),
+        (["tune", "--cohort", "c", "--inner-fold", "3"], "unknown option --inner_fold; near: --inner_folds"),
+        (["compare", "--cohort", "c", "--head", "mean"], "unknown option --head; near: --heads"),
+        (["crossval", "--cohort", "c", "--split", "sites"], "split"),
         (["train", "--cohort", "nowhere.csv", "--embeddings", "x", "--label", "y", "--out", "out"], "nowhere.csv"),
     ],
 )
@@ -147,7 +154,7 @@ def test_a_mag_that_is_no_number_is_one_line(capsys: pytest.CaptureFixture[str])
 )
 def test_a_list_option_that_is_repeated_has_the_values_of_all(words: list[str], wanted: list[str]) -> None:
     parser, _ = command_parser("train")
-    settings = _settings(parser, "train", ["--cohort", "c", "--label", "x", "--out", "o", *words])
+    settings = read_options(parser, "train", ["--cohort", "c", "--label", "x", "--out", "o", *words])
     assert [str(path) for path in settings.embeddings] == wanted
 
 
@@ -156,14 +163,14 @@ def test_a_config_that_has_a_value_alone_for_a_list_is_read_as_before_it_was_one
     (tmp_path / "c.yaml").write_text(f"{text}\nlabel: cancer\n")
     parser, _ = command_parser("train")
     words = ["--config", str(tmp_path / "c.yaml"), "--cohort", "c", "--out", "o"]
-    assert _settings(parser, "train", words).embeddings == [Path("folder")]
-    assert _settings(parser, "train", [*words, "--embeddings", "a", "--embeddings", "b"]).embeddings == [
+    assert read_options(parser, "train", words).embeddings == [Path("folder")]
+    assert read_options(parser, "train", [*words, "--embeddings", "a", "--embeddings", "b"]).embeddings == [
         Path("a"),
         Path("b"),
     ]
     parser, _ = command_parser("verify")  # of which it is no list
     (tmp_path / "c.yaml").write_text("embeddings: folder\nslides: here\n")
-    settings = _settings(parser, "verify", ["--config", str(tmp_path / "c.yaml")])
+    settings = read_options(parser, "verify", ["--config", str(tmp_path / "c.yaml")])
     assert (settings.embeddings, settings.slides) == (Path("folder"), [Path("here")])
 
 

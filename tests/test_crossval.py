@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
@@ -10,24 +11,39 @@ import torch
 from conftest import EmbeddingsCohort, planted_embeddings
 
 from pathfm.cohort import read_cohort
-from pathfm.crossval import CrossValidation, crossval, fit_fold, fold_column, refit
+from pathfm.crossval import CrossValidation, crossval, refit
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import InputError, UnknownNameError
 from pathfm.labelled import labelled_slides
-from pathfm.model import read_model
+from pathfm.model import Model, read_model
+from pathfm.outoffold import Folding, fold_column, fold_job, out_of_fold
+from pathfm.predict import predict
+from pathfm.scoring import score_tables
 from pathfm.settings import TrainSettings
+from pathfm.train import fit_models
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pathfm.labelled import LabelledSlides
 
 Make = Callable[..., EmbeddingsCohort]
 QUICK = TrainSettings(epochs=4, hidden=16, attention=8, lr=1e-2, device="cpu")
 
 
 def _crossval(
-    cohort: EmbeddingsCohort, folds: int = 3, training: TrainSettings = QUICK, out: str = "cv"
+    cohort: EmbeddingsCohort, folds: int = 3, training: TrainSettings = QUICK, out: str = "cv", **more: Any
 ) -> CrossValidation:
-    return crossval(cohort.table, [cohort.embeddings], "cancer", cohort.table.parent / out, folds, training=training)
+    place = cohort.table.parent / out
+    return crossval(
+        cohort.table, [cohort.embeddings], more.pop("label", "cancer"), place, folds, training=training, **more
+    )
+
+
+def _fit_fold(slides: LabelledSlides, fold_of: pd.Series[int], folder: Path) -> tuple[Model, pd.DataFrame]:
+    """The model of fold 1, and its scores of it."""
+    (model,) = fit_models(slides, [fold_job(slides, fold_of, 1, QUICK, folder, "fold")], "gated-abmil")
+    return model, score_tables(model, slides.table.assign(fold=1)[(fold_of == 1).astype(bool)], "fold")["cancer"]
 
 
 def _logs(out: Path) -> dict[str, int]:
@@ -51,42 +67,42 @@ def test_every_slide_is_scored_by_the_model_that_has_not_seen_its_patient(embedd
 def test_neither_labels_nor_embeddings_of_the_scored_fold_reach_its_model(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=12)
     slides = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
-    fold_of = fold_column(slides, 3, 0)
+    fold_of = fold_column(slides, Folding(3), 0)
     root = cohort.table.parent
-    before = fit_fold(slides, fold_of, 1, "gated-abmil", QUICK, root / "before")
+    before, scores = _fit_fold(slides, fold_of, root / "before")
     frame = cohort.frame()
     scored = (fold_of == 1).to_numpy(dtype=bool)
     frame.loc[scored, "cancer"] = frame.loc[scored, "cancer"].map({"0": "1", "1": "0"})
     cohort.rewrite(frame)
     flipped = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
-    after = fit_fold(flipped, fold_of, 1, "gated-abmil", QUICK, root / "after")
-    assert after.predictions["prob_1"].tolist() == before.predictions["prob_1"].tolist()
-    assert after.predictions["label"].tolist() != before.predictions["label"].tolist()
+    _, after = _fit_fold(flipped, fold_of, root / "after")
+    assert after["prob_1"].tolist() == scores["prob_1"].tolist()
+    assert after["label"].tolist() != scores["label"].tolist()
     for slide in frame["slide_id"][scored]:
         write_embeddings(cohort.file(slide), planted_embeddings(slide, 1, n=50, seed=7))
     moved = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
-    third = fit_fold(moved, fold_of, 1, "gated-abmil", QUICK, root / "third")
-    for name, value in before.model.head.state_dict().items():
-        assert torch.equal(third.model.head.state_dict()[name], value)
+    third, _ = _fit_fold(moved, fold_of, root / "third")
+    for name, value in before.heads[0].state_dict().items():
+        assert torch.equal(third.heads[0].state_dict()[name], value)
 
 
 def test_a_lesion_that_can_be_learned_is_found_and_one_that_is_not_there_is_not(embeddings_cohort: Make) -> None:
     settings = TrainSettings(**{**vars(QUICK), "epochs": 12})
     real = embeddings_cohort(patients=24, name="real")
-    assert _crossval(real, training=settings, out="a").metrics["patient"]["auroc"]["value"] > 0.9
+    assert _crossval(real, training=settings, out="a").metrics["cancer"]["patient"]["auroc"]["value"] > 0.9
     shuffled = embeddings_cohort(patients=24, name="shuffled")
     frame = shuffled.frame()
     shuffled.rewrite(frame.assign(cancer=frame["cancer"].sample(frac=1, random_state=2).to_numpy()))
-    auroc = _crossval(shuffled, training=settings, out="b").metrics["patient"]["auroc"]
+    auroc = _crossval(shuffled, training=settings, out="b").metrics["cancer"]["patient"]["auroc"]
     assert auroc["low"] < 0.5
 
 
 def test_the_metrics_say_how_they_were_got(embeddings_cohort: Make) -> None:
     result = _crossval(embeddings_cohort(patients=14))
     metrics = json.loads((result.folder / "metrics.json").read_text())
-    assert metrics == result.metrics
+    assert {"cancer": metrics} == result.metrics
     assert metrics["protocol"] == "3-fold cross-validation by patient"
-    assert metrics["classes"] == ["0", "1"]
+    assert metrics["target"] == {"name": "cancer", "kind": "classes", "classes": ["0", "1"]}
     assert (metrics["n_slides"], metrics["n_patients"]) == (14, 14)
     assert set(metrics["controls"]) == {"mean_colour", "site"}
     assert metrics["confounded"]["verdict"] in ("confounded, or not excluded", "not seen")
@@ -111,7 +127,7 @@ def test_run_again_nothing_is_trained_and_the_same_is_said(embeddings_cohort: Ma
 def test_changed_embeddings_train_again_where_they_were_learned_from_and_nowhere_else(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=12)
     first = _crossval(cohort)
-    fold = str(first.predictions.set_index("slide_id")["fold"]["p03-0"])
+    fold = str(first.predictions["cancer"].set_index("slide_id")["fold"]["p03-0"])
     times = {path.parent.name: path.stat().st_mtime_ns for path in first.folder.glob("folds/*/model.json")}
     write_embeddings(cohort.file("p03-0"), planted_embeddings("p03-0", 1, seed=5))
     _crossval(cohort)
@@ -143,29 +159,29 @@ def test_slides_that_cannot_be_scored_stand_in_the_table_without_a_score(embeddi
     assert table.loc["p05-0", "fold"] == ""
     assert set(table.loc[["p02-0", "p05-0", "p05-1"], "reason"]) == {"no_tissue"}
     assert set(table.loc[["p02-0", "p05-0", "p05-1"], "prob_1"]) == {""}
-    assert result.metrics["n_slides"] == 21
-    assert len(result.metrics["left_out"]) == 3
+    assert result.metrics["cancer"]["n_slides"] == 21
+    assert len(result.metrics["cancer"]["left_out"]) == 3
 
 
 def test_too_few_patients_for_early_stopping_is_said_in_the_warnings(embeddings_cohort: Make) -> None:
     result = _crossval(embeddings_cohort(patients=6), folds=3)
-    assert any("early stopping in fold 0, 1, 2" in warning for warning in result.metrics["warnings"])
+    assert any("early stopping in fold 0, 1, 2" in warning for warning in result.metrics["cancer"]["warnings"])
     assert result.epochs == QUICK.epochs
 
 
 def test_a_split_column_is_not_used_and_that_is_said(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=12)
     cohort.rewrite(cohort.frame().assign(split=["train", "test"] * 6))
-    assert any("split" in warning for warning in _crossval(cohort).metrics["warnings"])
+    assert any("split" in warning for warning in _crossval(cohort).metrics["cancer"]["warnings"])
 
 
 def test_more_folds_than_patients_and_unknown_heads_are_errors(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=6)
     with pytest.raises(InputError, match="use --folds 3"):
         _crossval(cohort, folds=5)
-    with pytest.raises(UnknownNameError, match="gated-abmil"):
+    with pytest.raises(UnknownNameError, match="near: abmil"):
         crossval(
-            cohort.table, [cohort.embeddings], "cancer", cohort.table.parent / "x", 3, head="abmil", training=QUICK
+            cohort.table, [cohort.embeddings], "cancer", cohort.table.parent / "x", 3, head="abmill", training=QUICK
         )
 
 
@@ -184,3 +200,108 @@ def test_the_refit_learns_from_every_slide_for_the_epochs_of_the_folds(embedding
     refit(cohort.table, [cohort.embeddings], "cancer", out, result.epochs, training=QUICK)
     assert (out / "model.safetensors").read_bytes() == before
     assert read_model(out).figures is None
+
+
+def test_by_site_no_site_is_on_both_sides_and_the_protocol_says_so(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=18)
+    frame = cohort.frame()
+    cohort.rewrite(frame.assign(site=[f"site {int(name[1:]) // 3}" for name in frame["patient_id"]]))
+    result = _crossval(cohort, split="site")
+    table = result.predictions["cancer"].merge(cohort.frame()[["slide_id", "site"]])
+    assert table.groupby("site")["fold"].nunique().max() == 1
+    for fold, rows in table.groupby("fold"):
+        seen = set(read_model(result.folder / "folds" / str(fold)).training["patients"])
+        assert not seen & set(cohort.frame().set_index("site").loc[list(rows["site"].unique()), "patient_id"])
+        assert sorted(rows["label"]) == ["0"] * 3 + ["1"] * 3
+    assert result.metrics["cancer"]["protocol"] == "3-fold cross-validation by site, no site in two folds"
+    with pytest.raises(InputError, match="use --folds 6"):
+        _crossval(cohort, folds=7, split="site")
+
+
+def test_repeats_are_averaged_and_each_is_the_cross_validation_of_the_next_seed(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=12)
+    result = _crossval(cohort, repeats=2)
+    parts = [_crossval(cohort, training=replace(QUICK, seed=seed), out=f"seed-{seed}") for seed in (0, 1)]
+    rows = pd.read_csv(result.folder / "repeats.csv", dtype={"fold": "Int64"})
+    for repeat, part in enumerate(parts):
+        of = rows[rows["repeat"] == repeat]
+        assert of["prob_1"].tolist() == part.predictions["cancer"]["prob_1"].tolist()
+        assert of["fold"].tolist() == part.predictions["cancer"]["fold"].tolist()
+    mean = pd.read_csv(result.folder / "predictions.csv")
+    singles = [part.predictions["cancer"]["prob_1"].to_numpy() for part in parts]
+    assert mean["prob_1"].to_numpy() == pytest.approx((singles[0] + singles[1]) / 2, abs=1e-12)
+    assert (mean["predicted"] == (mean["prob_1"] > 0.5)).all()
+    assert mean["fold"].tolist() == parts[0].predictions["cancer"]["fold"].tolist()
+    assert not parts[0].predictions["cancer"]["fold"].equals(parts[1].predictions["cancer"]["fold"])
+    metrics = result.metrics["cancer"]
+    values = [part.metrics["cancer"]["patient"]["auroc"]["value"] for part in parts]
+    assert metrics["patient"]["auroc"]["value"] == pytest.approx(sum(values) / 2)
+    assert (metrics["n_slides"], metrics["protocol"]) == (12, "3-fold cross-validation by patient, repeated 2 times")
+    assert len(read_model(result.folder / "ensemble").heads) == 6
+    _crossval(cohort)
+    assert not list((result.folder / "repeats").glob("*"))
+    assert not (result.folder / "repeats.csv").exists()
+
+
+def test_the_ensemble_is_a_model_that_predict_takes_and_says_whose_figures_it_has(
+    embeddings_cohort: Make, tmp_path: Path
+) -> None:
+    result = _crossval(embeddings_cohort(patients=12))
+    new = embeddings_cohort(patients=4, name="new", prefix="n")
+    found = predict(result.folder / "ensemble", tmp_path / "scored", embeddings=[new.embeddings])["cancer"]
+    members = [
+        predict(result.folder / "folds" / str(fold), tmp_path / str(fold), embeddings=[new.embeddings])["cancer"][
+            "prob_1"
+        ]
+        for fold in range(3)
+    ]
+    assert found["prob_1"].to_numpy() == pytest.approx(sum(one.to_numpy() for one in members) / 3, abs=1e-12)
+    figures = read_model(result.folder / "ensemble").figures
+    assert figures is not None
+    assert figures["cancer"]["patient"] == result.metrics["cancer"]["patient"]
+    assert "each on the patients that it had not seen" in figures["cancer"]["warnings"][-1]
+
+
+def test_patients_as_bags_are_scored_once_each(embeddings_cohort: Make) -> None:
+    result = _crossval(embeddings_cohort(patients=12, slides=2), unit="patient")
+    table = result.predictions["cancer"]
+    assert table["slide_id"].tolist() == [f"p{p:02d}-0;p{p:02d}-1" for p in range(12)]
+    assert result.metrics["cancer"]["slide"] is None
+    assert (result.metrics["cancer"]["n_slides"], result.metrics["cancer"]["patient"]["n"]) == (24, 12)
+
+
+def test_several_targets_are_learned_together_and_have_a_folder_each(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=12)
+    frame = cohort.frame()
+    grades = ["low", "low", "high", "high"] * 3
+    cohort.rewrite(frame.assign(grade=["" if k in (1, 6) else grade for k, grade in enumerate(grades)]))
+    result = _crossval(cohort, label="cancer,grade")
+    assert set(result.metrics) == {"cancer", "grade"}
+    assert result.metrics["grade"]["n_slides"] == 10
+    for name in ("cancer", "grade"):
+        assert json.loads((result.folder / name / "metrics.json").read_text()) == result.metrics[name]
+    assert read_model(result.folder / "ensemble").task.label == "cancer,grade"
+
+
+def test_folds_over_some_rows_leave_the_others_out_of_training_and_scores(
+    embeddings_cohort: Make, tmp_path: Path
+) -> None:
+    cohort = embeddings_cohort(patients=16)
+    slides = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
+    among = slides.table["patient_id"] < "p12"
+    fold_of = fold_column(slides, Folding(2), 0, among)
+    assert fold_of.notna().tolist() == among.tolist()
+    models = fit_models(slides, [fold_job(slides, fold_of, k, QUICK, tmp_path, "fold") for k in (0, 1)], "mean")
+    for model in models:
+        assert max(model.training["patients"]) < "p12"
+    scored = out_of_fold(slides, fold_of, models)["cancer"]
+    assert scored["patient_id"].tolist() == slides.table["patient_id"][among].tolist()
+
+
+def test_repeats_that_cannot_be_are_one_line(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=6)
+    for repeats in (0, 100):
+        with pytest.raises(
+            InputError, match=f"--repeats is {repeats}; it must be 1 or more, and with 3 folds at most 85"
+        ):
+            _crossval(cohort, repeats=repeats)

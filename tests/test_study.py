@@ -12,6 +12,7 @@ import pytest
 
 from pathfm.cli import main
 from pathfm.errors import InputError, SlidesFailedError, UnknownNameError
+from pathfm.model import read_model
 from pathfm.settings import TrainSettings
 from pathfm.study import run
 from pathfm.synthetic import SCANNERS, GeneratedSlide, write_slide
@@ -58,10 +59,27 @@ def test_a_study_run_again_does_only_what_has_changed(cohort: Path, tmp_path: Pa
     assert study(cohort, out) == first
     assert {pattern: times(out, pattern) for pattern in kept} == kept
 
-    study(cohort, out, training=replace(TRAINING, epochs=3))
+    study(cohort, out, training=replace(TRAINING, epochs=3), final="ensemble")
     assert times(out, "embeddings/*/*.h5") == kept["embeddings/*/*.h5"]
     assert times(out, "**/*.safetensors") != kept["**/*.safetensors"]
     assert times(out, "heatmaps/*.png") != kept["heatmaps/*.png"]
+    handed_on = read_model(out / "model")
+    assert (len(handed_on.heads), handed_on.training) == (2, read_model(out / "crossval" / "ensemble").training)
+
+
+@pytest.mark.long
+def test_several_targets_by_site_in_patients_have_a_report_each(cohort: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(cohort)
+    table.assign(site=["a", "b", "c"] * 2, age=[50, 61, 47, "", 70, 66], grade=[1, 2, 1, 2, 1, 2]).to_csv(
+        cohort, index=False
+    )
+    more = {"split": "site", "repeats": 2, "unit": "patient", "covariates": ["age"], "label": "cancer,grade:ordinal"}
+    result = run(cohort, **{"out": tmp_path / "out", "tiles": TILES, "training": TRAINING, "folds": 2} | more)
+    assert set(result.metrics) == {"cancer", "grade"}
+    for name in ("cancer", "grade"):
+        assert name in (tmp_path / "out" / f"report-{name}.html").read_text()
+        assert list((tmp_path / "out" / "heatmaps" / name).glob("*.png"))
+    print(f"{len(result.reports)} reports; {result}")
 
 
 @pytest.mark.long
@@ -88,8 +106,17 @@ def test_a_wrong_label_shows_before_anything_is_extracted(cohort: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("setting", "says"), [({"head": "gated"}, "gated-abmil"), ({"folds": 5}, "use --folds 3")])
-def test_a_head_or_a_number_of_folds_that_cannot_be_shows_before_anything_is_extracted(
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"head": "gated"}, "gated-abmil"),
+        ({"training": replace(TRAINING, head_options={"instance": 4}), "head": "clam-sb"}, "near: instances"),
+        ({"folds": 5}, "use --folds 3"),
+        ({"split": "site"}, "the column site filled"),
+        ({"covariates": ["age"]}, "unknown covariates column 'age'"),
+    ],
+)
+def test_what_cannot_be_trained_shows_before_anything_is_extracted(
     cohort: Path, tmp_path: Path, setting: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(InputError, match=says):

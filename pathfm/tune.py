@@ -1,0 +1,214 @@
+"""Tuning: settings chosen on inner folds, and the figures of models that were chosen so on patients nobody looked at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from statistics import mean
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from pathfm.cohort import read_cohort
+from pathfm.cohortfigures import by_patient, scored_slides
+from pathfm.controls import controls
+from pathfm.crossval import split_warnings
+from pathfm.errors import InputError
+from pathfm.files import write_text
+from pathfm.fit import Rows, fingerprint
+from pathfm.folds import Split  # noqa: TC001 - the command line reads the annotation
+from pathfm.labelled import LabelledSlides, labelled_slides
+from pathfm.outoffold import Folding, fold_column, fold_facts, fold_job, fold_warnings, out_of_fold
+from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
+from pathfm.privacy import private_run
+from pathfm.results import metrics_document, summary, write_results, write_table
+from pathfm.settings import TrainSettings
+from pathfm.space import SPACE, Candidate, Space
+from pathfm.train import fit_models, heed_licences
+from pathfm.trials import Tried, best_of, search
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` leaves behind; prints as a few lines.
+
+    Attributes:
+        folder: holds predictions.csv, metrics.json, folds.csv, folds/<k>/, tune.csv, best.yaml and searches/.
+        predictions: of each target the scores of every labelled bag by the model tuned without its patient.
+        metrics: of each target metrics.json: how well a model does that is tuned so.
+        trials: tune.csv: every trial of every search, with the column picked.
+        best: the head and the settings that the search over all patients picked.
+    """
+
+    folder: Path
+    predictions: dict[str, pd.DataFrame]
+    metrics: dict[str, dict[str, Any]]
+    trials: pd.DataFrame
+    best: Candidate
+
+    def __str__(self) -> str:
+        lines = [*map(summary, self.metrics.values()), f"results: {self.folder}"]
+        return "\n".join([*lines, f"the settings picked over all patients: {self.folder / 'best.yaml'}"])
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the searches of a command share."""
+
+    slides: LabelledSlides
+    space: Space
+    inner: Folding
+    trials: int
+    out: Path
+
+    def over(self, among: pd.Series[bool], name: str, what: str) -> list[Tried]:
+        """The trials of a search that sees some rows alone."""
+        slides, given = self.slides, self.space.given
+        seed = given.settings.seed
+        fold_of = fold_column(slides, self.inner, seed, among, "--inner_folds")
+        how = replace(given.settings, loggers=[])
+        seen = fingerprint(slides.bags(), Rows(slides.rows(fold_of.notna()), []), slides.task, given.head, how)
+
+        def evaluate(candidate: Candidate, folder: Path) -> float | None:
+            settings = replace(candidate.settings, loggers=[])
+            folds = range(self.inner.folds)
+            jobs = [fold_job(slides, fold_of, fold, settings, folder, f"{what}, inner fold") for fold in folds]
+            return _main_figure(slides, out_of_fold(slides, fold_of, fit_models(slides, jobs, candidate.head)))
+
+        wanted = f"{seen} {self.inner} {[int(fold) for fold in fold_of.dropna()]}"
+        return search(self.out / "searches" / name, wanted, self.space, self.trials, seed, evaluate, what)
+
+
+def tune(
+    cohort: Path,
+    embeddings: list[Path],
+    label: str,
+    out: Path,
+    space: dict[str, Any] | None = None,
+    trials: int = 30,
+    inner_folds: int = 4,
+    folds: int = 5,
+    head: str = "gated-abmil",
+    unit: Unit = "slide",
+    covariates: list[str] | None = None,
+    split: Split = "patient",
+    training: TrainSettings = TrainSettings(),
+    require_license: Literal["permissive"] | None = None,
+    pseudonymise: Path | None = None,
+) -> Tuned:
+    """Looks for good settings, and says how well a model does whose settings were found so.
+
+    For every fold a search over inner folds of the other folds' patients picks settings, by the main figure over all of
+    them, each scored by a model that has not seen it; a model trained with these scores the fold. So no patient has a part
+    in choosing the model that scores it, and the figures are those of the whole procedure. A last search over all
+    patients picks the settings of best.yaml, a config for crossval and run; that they fit these patients better than
+    others is why its own figure is not among those said. In all (folds + 1) x trials x inner_folds trainings. Killed and
+    run again it goes on.
+
+    Args:
+        cohort: the cohort table, CSV.
+        embeddings: the folder that extract wrote, or one recipe folder in it; of several the head reads them side by side.
+        label: the label column, or COLUMN:KIND; of several the mean of their main figures is looked at.
+        out: gets predictions.csv, metrics.json, folds.csv, folds/, tune.csv, best.yaml and searches/.
+        space: what is looked for: by its name a setting of the training, head, or head_options.NAME, with {low, high}, on
+            a logarithmic scale with log: true, or a list of choices. Where not given, what configs/tune.yaml has.
+        trials: settings tried in each search; the first are those of `head` and `training`.
+        inner_folds: folds of a search.
+        folds: folds of the figures.
+        head: a name of `pathfm heads`, where the space has none.
+        unit: what is scored at a time: a slide, or a patient by all its slides.
+        covariates: columns of the cohort table, such as age, that the head takes into account.
+        split: what folds, inner ones too, do not share: a patient, or a site and so a patient too.
+        training: what the space does not name.
+        require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
+        pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
+
+    Raises:
+        InputError: the cohort, the folds, the space or the settings cannot be used.
+        EmbeddingsError: damaged files, several recipes, or folders that are not of the same tiles.
+        LicenceError: a licence that `require_license` does not allow.
+        MissingExtraError: Optuna is not installed.
+    """
+    _require_trials(trials)
+    candidates = Space(SPACE if space is None else space, Candidate(head, training))
+    with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
+        table = read_cohort(cohort, names)
+        slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
+        heed_licences(slides, require_license)
+        searching = _Search(slides, candidates, Folding(inner_folds, split), trials, out)
+        tuned = _nested(searching, Folding(folds, split), split_warnings(table.stated))
+        config = {"label": label, "folds": folds, "head": tuned.best.head, "unit": unit, "split": split}
+        config |= {"covariates": covariates} if covariates else {}
+        text = yaml.safe_dump(config | {"training": asdict(tuned.best.settings)}, sort_keys=False)
+        write_text(
+            out / "best.yaml", f"# Found by pathfm tune; for pathfm crossval or run, as --config best.yaml\n{text}"
+        )
+        return tuned
+
+
+def _nested(searching: _Search, folding: Folding, warnings: Sequence[str]) -> Tuned:
+    slides, out, given = searching.slides, searching.out, searching.space.given
+    fold_of = fold_column(slides, folding, given.settings.seed)
+    searched, models = {}, []
+    write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=fold_of))
+    for fold in range(folding.folds):
+        others = (fold_of != fold).fillna(value=False).astype(bool)
+        what = f"fold {fold + 1} of {folding.folds}"
+        tried = searched[f"fold-{fold}"] = searching.over(others, f"fold-{fold}", what)
+        head, settings = searching.space.candidate(tried[best_of(tried)].values)
+        models += fit_models(slides, [fold_job(slides, fold_of, fold, settings, out / "folds", "fold")], head)
+    predictions = out_of_fold(slides, fold_of, models)
+    metrics = {
+        target.name: metrics_document(
+            predictions[target.name],
+            target=target,
+            unit=slides.unit,
+            protocol=f"{folding}, settings picked for each fold out of {searching.trials} on {searching.inner.folds}"
+            " inner folds of its training patients",
+            left_out=slides.left_out,
+            controls=controls(predictions[target.name], slides.mean_rgb, slides.sites, target),
+            folds=fold_facts(slides, fold_of, models),
+            warnings=[*warnings, *fold_warnings(slides, fold_of, folding, models)],
+        )
+        for target in slides.task.targets
+    }
+    write_results(out, {name: (predictions[name], metrics[name]) for name in metrics})
+    everyone = pd.Series(data=True, index=slides.table.index)
+    last = searched["all"] = searching.over(everyone, "all", "all patients")
+    table = _table(searched, given)
+    write_table(out / "tune.csv", table)
+    return Tuned(out, predictions, metrics, table, searching.space.candidate(last[best_of(last)].values))
+
+
+def _main_figure(slides: LabelledSlides, predictions: dict[str, pd.DataFrame]) -> float | None:
+    """The main figure by patient, the mean over the targets; None where one cannot be computed."""
+    values = []
+    for target in slides.task.targets:
+        patients = by_patient(scored_slides(predictions[target.name], target), target)
+        metric = next(iter(target.metrics.values()))
+        values.append(float(metric(patients.truth, patients.scores, np.ones((1, len(patients.truth))))[0]))
+    return mean(values) if all(map(math.isfinite, values)) else None
+
+
+def _table(searched: dict[str, list[Tried]], given: Candidate) -> pd.DataFrame:
+    """One row a trial: search, trial, picked, value, why, and what it drew."""
+    rows = [
+        {"search": name, "trial": number, "picked": number == best_of(tried), "value": one.value, "why": one.why}
+        | {"head": given.head}
+        | one.values
+        for name, tried in searched.items()
+        for number, one in enumerate(tried)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _require_trials(trials: int) -> None:
+    if trials < 1:
+        message = f"--trials is {trials}; it must be 1 or more"
+        raise InputError(message)

@@ -14,10 +14,11 @@ import shapely
 from pathfm.embeddings import Embeddings, find_embeddings, read_embeddings
 from pathfm.errors import SlidesFailedError
 from pathfm.files import read_json, write_json
-from pathfm.metrics import Figure, Scored, auroc_figure
+from pathfm.metrics import Figure, Scored, auroc, figures
 from pathfm.model import read_model
 from pathfm.progress import logger
-from pathfm.scoring import score_slide, summary
+from pathfm.results import summary
+from pathfm.scoring import score_bag
 from pathfm.settings import TrainSettings
 from pathfm.study import run, write_report
 from pathfm.synthetic import LABEL, generate_cohort
@@ -82,17 +83,18 @@ def lesion_figure(out: Path, embeddings: Path) -> Figure:
         if not path.exists():  # the damaged one
             continue
         bag = read_embeddings(path)
-        score = score_slide(read_model(out / "crossval" / "folds" / str(row.fold)), bag)
-        if score.attention is not None:
+        attention = score_bag(read_model(out / "crossval" / "folds" / str(row.fold)), [bag]).attention()
+        if attention is not None:
             lesions.append(_in_lesion(bag, out / "cohort" / "truth" / f"{row.slide_id}.geojson"))
-            attentions.append(score.attention * len(score.attention))
-            patients.append(np.full(len(score.attention), row.patient_id))
+            attentions.append(attention * len(attention))
+            patients.append(np.full(len(attention), row.patient_id))
     codes, names = pd.factorize(np.concatenate(patients))
     pooled = np.concatenate(attentions).astype(np.float64)
     strata = np.zeros(len(names), dtype=np.int64)
     scores = np.stack([-pooled, pooled], axis=1)
-    tiles = Scored(np.concatenate(lesions).astype(np.int64), scores, codes.astype(np.int64), strata, tuple(names))
-    return auroc_figure(tiles)
+    truth = np.concatenate(lesions).astype(np.float32)[:, None]
+    tiles = Scored(truth, scores, codes.astype(np.int64), strata, tuple(names))
+    return figures([tiles], {"auroc": auroc})["auroc"]
 
 
 def _in_lesion(bag: Embeddings, truth: Path) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -80,10 +80,27 @@ def draw_forest(rows: Sequence[tuple[str, Figure]], reference: float, label: str
                 continue
             axes.plot([figure["low"], figure["high"]], [y, y], color=COLOURS[0 if y == 0 else 1], linewidth=2)
             axes.plot([figure["value"]], [y], marker=_MARKS[0 if y == 0 else 1], color=COLOURS[0 if y == 0 else 1])
-        axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlim=(-0.02, 1.02), xlabel=label)
+        ends = [figure[end] or 0.0 for _, figure in rows for end in ("low", "high")]
+        axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlabel=label)
+        axes.set_xlim(min(-0.02, *ends), max(1.02, *ends))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
+        return drawing
+
+
+def draw_predicted(true: NDArray[np.float64], predicted: NDArray[np.float64], label: str) -> Drawing:
+    """One dot a patient (or slide): the number predicted over the true one, with the line where both are equal."""
+    with mpl.rc_context(STYLE):
+        drawing = Drawing(figsize=(3.9, 3.7), layout="constrained")
+        axes = drawing.add_subplot()
+        both = np.concatenate([true, predicted])
+        margin = 0.05 * (float(np.ptp(both)) or 1.0)
+        ends = (float(both.min()) - margin, float(both.max()) + margin)
+        axes.plot(ends, ends, color=FAINT, linewidth=0.8, linestyle=":", label="equal")
+        axes.scatter(true, predicted, s=22, alpha=0.75, linewidths=0, color=COLOURS[0])
+        axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel=f"true {label}", ylabel=f"predicted {label}")
+        axes.legend(loc="upper left", frameon=False, fontsize=8)
         return drawing
 
 

@@ -5,38 +5,39 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
+from pathfm.choices import SEEN, final_choices, fold_choices
+from pathfm.cohort import read_cohort
 from pathfm.embeddings import recipe_sha256
-from pathfm.errors import InputError, ModelError, SlideError, SlidesFailedError
+from pathfm.errors import InputError, SlideError, SlidesFailedError
 from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomically, write_text
 from pathfm.isolation import Limits, isolated
 from pathfm.joined import Files, find_caches, read_joined, slides_of
-from pathfm.model import Model, read_model
 from pathfm.overlay import attention_geojson, relative
+from pathfm.patients import NO_TISSUE
 from pathfm.pictures import View, draw_pictures
 from pathfm.privacy import private_run
 from pathfm.progress import logger, progress
-from pathfm.scoring import require_slide, score_slide
+from pathfm.proven import name_some
+from pathfm.scoring import require_slide, score_bag
 from pathfm.scrub import withheld
 from pathfm.sources import SlideSource, find_slides
 from pathfm.tables import read_table
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
+    from pathfm.choices import Choice
     from pathfm.embeddings import Embeddings
 
 HEATMAPS_CSV = "heatmaps.csv"
-OUT_OF_FOLD = "out of fold"
-FINAL_MODEL = "final model"
-SEEN = "seen in training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,32 +52,24 @@ class HeatmapRow:
     """File name of the top tiles."""
     geojson: str = ""
     """File name of the tiles for QuPath."""
+    target: str = ""
+    """What is predicted."""
     origin: str = ""
     """Whose attention it is: "out of fold", "final model", or "seen in training"."""
     predicted: str = ""
-    """The most probable class."""
+    """The most probable class, or what else is predicted."""
     probability: float | None = None
-    """Its probability."""
+    """Its probability, where it has one."""
     label: str = ""
-    """The slide's own label, "" where it is not known."""
+    """The label, "" where it is not known."""
     n_tiles: int = 0
-    """Tiles with attention."""
+    """Tiles of the slide."""
     top_attention: float | None = None
-    """The highest attention, relative to the slide's average."""
+    """The highest attention of a tile of the slide, relative to the average tile of the bag."""
     why: str = ""
     """Why nothing was drawn."""
     fingerprint: str = ""
     """Digest of all that decides the three files."""
-
-
-class _Choice(NamedTuple):
-    """The model that draws a slide."""
-
-    folder: Path
-    model: Model
-    origin: str
-    by: str
-    label: str = ""
 
 
 def heatmap(
@@ -85,22 +78,27 @@ def heatmap(
     embeddings: list[Path],
     out: Path,
     final_model: Path | None = None,
+    target: str | None = None,
     top_tiles: int = 8,
     limits: Limits = Limits(),
     pseudonymise: Path | None = None,
 ) -> pd.DataFrame:
     """Draws the attention of a model over slides: `<slide_id>.png`, `-tiles.png`, `.geojson` and the list heatmaps.csv.
 
-    Scale and tiles are those of the embeddings files. Slides without embeddings or without tiles, and heads without
-    attention, are listed with the reason and not drawn. What is drawn already by the same model from the same embeddings is kept.
+    Scale and tiles are those of the embeddings files. A head with a branch of attention for each class shows that of the
+    class it predicts, an ensemble the mean of its members. A model of patients is shown slide by slide, each with its
+    tiles' part of the attention over all slides of the patient. Slides without embeddings or without tiles, and heads
+    without attention, are listed with the reason and not drawn. What is drawn already by the same model from the same
+    embeddings is kept.
 
     Args:
         model: a model directory, or one that crossval wrote: then the model of each slide's own fold draws it, which has
             not seen its patient.
-        slides: folders, files or cohort tables.
+        slides: folders, files or cohort tables; of a model of patients a cohort table, which says whose they are.
         embeddings: the folder that extract wrote; of a model that reads several side by side all of them, in any order.
         out: folder for the pictures.
         final_model: the model directory for slides that took no part in the cross-validation; else they are not drawn.
+        target: which target is shown, where the model has several.
         top_tiles: number of tiles in the gallery.
         limits: what a process that reads a slide may take.
         pseudonymise: the key file that extract was given; slides are then called by keyed hashes of their ids.
@@ -112,24 +110,27 @@ def heatmap(
         SlidesFailedError: at the end, when a slide could not be read; the others are drawn.
         EmbeddingsStaleError: embeddings of another recipe than the model's, or of another slide.
         ModelError: not a model directory, or a folds.csv that cannot be used.
+        InputError: the model has several targets and none is named, or a path that cannot be used.
     """
     if top_tiles < 1:
         message = f"--top-tiles is {top_tiles}; show at least 1"
         raise InputError(message)
     with private_run(pseudonymise, out, embeddings, [model, final_model], slides=slides) as names:
-        choices = _fold_choices(model)
-        other = _whole_model(final_model or model) if final_model or not choices else None
-        files = _files_by_recipe(embeddings, [*choices.values(), other])
-        drawn_before = _read_rows(out / HEATMAPS_CSV)
         sources = find_slides(slides, names=names)
+        ids = [one.slide_id for one in sources]
+        cohorts = [read_cohort(path.absolute(), names) for path in slides if path.suffix.lower() == ".csv"]
+        choices = fold_choices(model, target, cohorts)
+        if final_model or not choices:
+            choices = final_choices(final_model or model, target, cohorts, ids) | choices
+        files = _files_by_recipe(embeddings, choices.values())
+        drawn_before = _read_rows(out / HEATMAPS_CSV)
         rows: list[HeatmapRow] = []
         failed = 0
         try:
             for source in progress(sources, "heatmap"):
-                choice = choices.get(source.slide_id, other)
+                choice = choices.get(source.slide_id)
                 try:
-                    its_files = files[_key(choice)].get(source.slide_id)
-                    rows.append(_one_slide(source, its_files, choice, out, top_tiles, drawn_before, limits))
+                    rows.append(_one_slide(source, files[_key(choice)], choice, out, top_tiles, drawn_before, limits))
                 except SlideError as error:
                     failed += 1
                     why = withheld(error.message).replace(str(error.path), error.path.name)  # folders name people
@@ -146,71 +147,52 @@ def heatmap(
 
 def _one_slide(
     source: SlideSource,
-    files: Files | None,
-    choice: _Choice | None,
+    files: Mapping[str, Files | None],
+    choice: Choice | None,
     out: Path,
     top_tiles: int,
     drawn_before: dict[str, HeatmapRow],
     limits: Limits,
 ) -> HeatmapRow:
     row = HeatmapRow(slide_id=source.slide_id)
-    if files is None:
-        return replace(row, why="it has no embeddings file")
-    if choice is None:
-        return replace(row, why="it took no part in the cross-validation; pass --final-model to draw it")
-    model = choice.model
-    embeddings = read_joined(files, model.recipe)
-    require_slide(files[0], embeddings, source.slide_id)
-    score = score_slide(model, embeddings)
-    attention = score.attention
-    if score.probabilities is None or attention is None or not len(attention):
-        return replace(row, why=score.reason or f"the head '{model.head.name}' has no attention")
-    row = _scored_row(row, embeddings, choice, score.probabilities, attention)
-    fingerprint = _fingerprint(row, files, choice, top_tiles)
+    why = _why_not(row.slide_id, files, choice)
+    if choice is None or why:
+        return replace(row, why=why)
+    its_files = [one for name in choice.bag if (one := files[name]) is not None]
+    bag = [read_joined(one, choice.model.recipe) for one in its_files]
+    for name, one, embeddings in zip(choice.bag, its_files, bag, strict=True):
+        require_slide(one[0], embeddings, name)
+    score = score_bag(choice.model, bag, choice.covariates)
+    place = choice.bag.index(row.slide_id)
+    if score.reason or not len(bag[place].coords):
+        return replace(row, why=score.reason or NO_TISSUE)
+    attention = score.attention(choice.which)
+    if attention is None:
+        return replace(row, why=f"the head '{choice.model.heads[0].name}' has no attention")
+    before_it = sum(len(one.coords) for one in bag[:place])
+    mine = attention[before_it : before_it + len(bag[place].coords)]
+    row = _scored_row(row, bag[place], choice, score.scores[choice.which], relative(mine, len(attention)))
+    fingerprint = _fingerprint(row, its_files, choice, top_tiles)
     before, names = drawn_before.get(row.slide_id), _names(row.slide_id)
     if before is not None and before.fingerprint == fingerprint and all((out / name).is_file() for name in names):
         return before
-    _write(source, files[0], View.of(embeddings, attention, _title(row, choice), top_tiles), out, limits)
+    view = View.of(bag[place], mine, len(attention), _title(row, choice), top_tiles)
+    _write(source, its_files[place][0], view, out, limits)
     return replace(row, overlay=names[0], gallery=names[1], geojson=names[2], fingerprint=fingerprint)
 
 
-def _fold_choices(folder: Path) -> dict[str, _Choice]:
-    """For each slide of a cross-validation, the model of its own fold; empty for a plain model directory."""
-    path = folder / "folds.csv"
-    if not path.is_file():
-        return {}
-    table = _read_folds(path)
-    models: dict[Path, Model] = {}
-    choices: dict[str, _Choice] = {}
-    for row in table[table["fold"] != ""].to_dict("records"):
-        fold = folder / "folds" / str(row["fold"])
-        if fold not in models:
-            models[fold] = read_model(fold)
-        by = f"out of fold: by the model of fold {row['fold']}, which has not seen this patient"
-        _require_unseen(fold, models[fold], str(row["patient_id"]), str(row["slide_id"]))
-        choices[str(row["slide_id"])] = _Choice(fold, models[fold], OUT_OF_FOLD, by, str(row.get("label", "")))
-    return choices
+def _why_not(slide_id: str, files: Mapping[str, Files | None], choice: Choice | None) -> str:
+    if files.get(slide_id) is None:
+        return "it has no embeddings file"
+    if choice is None:
+        return "it took no part in the cross-validation; pass --final-model to draw it"
+    missing = [name for name in choice.bag if files.get(name) is None]
+    if missing:
+        return f"the model takes the slides of a patient as one bag, and {name_some(missing)} has no embeddings file"
+    return ""
 
 
-def _read_folds(path: Path) -> pd.DataFrame:
-    remedy = "run pathfm crossval again, or pass --model the folder that it wrote"
-    try:
-        table = read_table(path, ("slide_id", "patient_id", "fold"), remedy)
-    except InputError as error:
-        raise ModelError(str(error)) from error
-    if not table["fold"].str.fullmatch("[0-9]{0,9}").all():
-        message = f"{path} holds something else than numbers in the column fold; {remedy}"
-        raise ModelError(message)
-    return table
-
-
-def _require_unseen(fold: Path, model: Model, patient_id: str, slide_id: str) -> None:
-    if patient_id in model.training["patients"] or slide_id in model.training["slides"]:
-        message = f"{fold} was trained on patient {patient_id}, whom its folds.csv keeps for scoring; run pathfm crossval again"
-        raise ModelError(message)
-
-
-def _files_by_recipe(embeddings: list[Path], choices: Sequence[_Choice | None]) -> dict[str, dict[str, Files | None]]:
+def _files_by_recipe(embeddings: list[Path], choices: Iterable[Choice | None]) -> dict[str, dict[str, Files | None]]:
     """The files of each slide in the order of each model's recipe, by its digest; by "" for slides without a model.
 
     Each slide's own model is held against its files again.
@@ -220,41 +202,43 @@ def _files_by_recipe(embeddings: list[Path], choices: Sequence[_Choice | None]) 
     return files | {"": next(iter(files.values()), {})}
 
 
-def _key(choice: _Choice | None) -> str:
+def _key(choice: Choice | None) -> str:
     return "" if choice is None else recipe_sha256(choice.model.recipe)
-
-
-def _whole_model(folder: Path) -> _Choice:
-    return _Choice(folder, read_model(folder), FINAL_MODEL, "by the final model, which has not seen this slide")
 
 
 def _scored_row(
     row: HeatmapRow,
     embeddings: Embeddings,
-    choice: _Choice,
-    probabilities: NDArray[np.floating[Any]],
-    attention: NDArray[np.floating[Any]],
+    choice: Choice,
+    scores: NDArray[np.float64],
+    relative_attention: NDArray[np.float64],
 ) -> HeatmapRow:
-    best = int(np.argmax(probabilities))
-    slides = choice.model.training["slides"]
+    target, slides = choice.model.task.targets[choice.which], choice.model.training["slides"]
+    predicted = target.predicted(scores[None])[0]
+    probability = dict(zip(target.names, scores, strict=True)).get(f"prob_{predicted}")
     seen = row.slide_id in slides or (embeddings.slide_digest and embeddings.slide_digest in slides.values())
     return replace(
         row,
+        target=target.name,
         origin=SEEN if seen else choice.origin,
-        predicted=choice.model.classes[best],
-        probability=round(float(probabilities[best]), 4),
+        predicted=predicted,
+        probability=None if probability is None else round(float(probability), 4),
         label=choice.label,
-        n_tiles=len(attention),
-        top_attention=round(float(relative(attention).max()), 3),
+        n_tiles=len(embeddings.coords),
+        top_attention=round(float(relative_attention.max()), 3),
     )
 
 
-def _title(row: HeatmapRow, choice: _Choice) -> str:
-    said = f"{row.slide_id}: {choice.model.label} {row.predicted} with probability {row.probability:.2f}"
+def _title(row: HeatmapRow, choice: Choice) -> str:
+    said = f"{row.slide_id}: {row.target} {row.predicted}"
+    if row.probability is not None:
+        said += f" with probability {row.probability:.2f}"
     if row.label:
-        said += f", labelled {row.label} ({'right' if row.label == row.predicted else 'wrong'})"
+        verdict = "right" if row.label == row.predicted else "wrong"
+        said += f", labelled {row.label}" + (f" ({verdict})" if row.probability is not None else "")
     by = "by a model that was trained on this slide" if row.origin == SEEN else choice.by
-    return f"{said}\n{by}; {row.n_tiles} tiles"
+    others = f", one bag with {len(choice.bag) - 1} more of the patient" if len(choice.bag) > 1 else ""
+    return f"{said}\n{by}; {row.n_tiles} tiles{others}"
 
 
 def _write(source: SlideSource, file: Path, view: View, out: Path, limits: Limits) -> None:
@@ -263,7 +247,7 @@ def _write(source: SlideSource, file: Path, view: View, out: Path, limits: Limit
     overlay, gallery, geojson = (out / name for name in _names(source.slide_id))
     write_atomically(overlay, pictures.overlay)
     write_atomically(gallery, pictures.gallery)
-    points = attention_geojson(view.coords, view.extent_px0, view.attention)
+    points = attention_geojson(view.coords, view.extent_px0, view.attention, view.n_bag)
     write_text(geojson, json.dumps(points, separators=(",", ":")))
 
 
@@ -271,10 +255,10 @@ def _names(slide_id: str) -> tuple[str, str, str]:
     return f"{slide_id}.png", f"{slide_id}-tiles.png", f"{slide_id}.geojson"
 
 
-def _fingerprint(row: HeatmapRow, files: Files, choice: _Choice, top_tiles: int) -> str:
+def _fingerprint(row: HeatmapRow, files: Sequence[Files], choice: Choice, top_tiles: int) -> str:
     facts = [
         asdict(row),
-        *map(sha256_file, files),
+        *(sha256_file(file) for its in files for file in its),
         sha256_file(choice.folder / "model.json"),
         choice.by,
         top_tiles,

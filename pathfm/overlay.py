@@ -1,7 +1,7 @@
 """Attention on the slide, as a picture, as a gallery of tiles and as GeoJSON; the drawing apart from the command.
 
-Attention is shown relative to the slide's average: 1x is what every tile would have if the head preferred none. The colour
-scale is logarithmic and the same on every slide, so a slide on which the head prefers nothing looks flat.
+Attention is shown relative to the average tile of the bag: 1x is what every tile would have if the head preferred none. The
+colour scale is logarithmic and the same on every slide, so a slide on which the head prefers nothing looks flat.
 """
 
 from __future__ import annotations
@@ -37,22 +37,27 @@ _OPACITY = 0.55
 _COLUMNS = 4
 
 
-def draw_heatmap(slide: Slide, coords: Integers, extent_px0: float, attention: Floats, title: str) -> Drawing:
+def draw_heatmap(
+    slide: Slide, coords: Integers, extent_px0: float, attention: Floats, title: str, n_bag: int | None = None
+) -> Drawing:
     """The slide as it looks, and beside it in grey with the attention of its tiles in colour.
 
     Args:
         slide: an open slide; read once, at no more than 1400 pixels on its longest side.
         coords: int (n, 2), (x, y) of the tiles' top-left corners in level-0 pixels.
         extent_px0: width of a tile in level-0 pixels.
-        attention: float (n,), summing to 1; where tiles overlap their mean is drawn.
+        attention: float (n,), summing to 1 over the bag; where tiles overlap their mean is drawn.
         title: one or two lines above the picture.
+        n_bag: tiles of the bag, where it holds other slides too.
 
     Raises:
         TileUnreadableError: the slide cannot be decoded.
     """
     mpp = max(slide.mpp, max(slide.size_px0) * slide.mpp / _LONGEST_PX)
     rgb, _ = slide.read_overview(mpp)
-    heat = paint_tiles(rgb.shape[:2], coords * (slide.mpp / mpp), extent_px0 * slide.mpp / mpp, relative(attention))
+    heat = paint_tiles(
+        rgb.shape[:2], coords * (slide.mpp / mpp), extent_px0 * slide.mpp / mpp, relative(attention, n_bag)
+    )
     with mpl.rc_context(STYLE):
         drawing, (plain, coloured) = _panels(rgb.shape[1] / rgb.shape[0])
         plain.imshow(rgb)
@@ -64,7 +69,7 @@ def draw_heatmap(slide: Slide, coords: Integers, extent_px0: float, attention: F
 
 
 def draw_gallery(tiles: Sequence[NDArray[np.uint8]], attention: Sequence[float], mpp: float, title: str) -> Drawing:
-    """Tiles in the order given with their rank and their attention relative to the slide's average.
+    """Tiles in the order given with their rank and their relative attention.
 
     Args:
         tiles: uint8 (size_px, size_px, 3) each.
@@ -86,13 +91,16 @@ def draw_gallery(tiles: Sequence[NDArray[np.uint8]], attention: Sequence[float],
         return drawing
 
 
-def attention_geojson(coords: Integers, extent_px0: float, attention: Floats) -> dict[str, Any]:
+def attention_geojson(
+    coords: Integers, extent_px0: float, attention: Floats, n_bag: int | None = None
+) -> dict[str, Any]:
     """A GeoJSON FeatureCollection in level-0 pixels with a tile object per tile, as QuPath (0.4 and later) reads and writes it.
 
-    Measurements: "attention" relative to the slide's average, "attention share" (sums to 1), "attention rank" (1 is highest).
+    Measurements: "attention" relative to the average tile, "attention share" (sums to 1 over the bag), "attention rank" among
+    the tiles of the slide (1 is highest).
     The tiles carry the colours of the picture; in QuPath, Measure > Show measurement maps colours them anew.
     """
-    values = relative(attention)
+    values = relative(attention, n_bag)
     ranks = np.empty(len(values), dtype=np.int64)
     ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
     colours = (mpl.colormaps[COLOUR_MAP](_scale()(values))[:, :3] * 255).round().astype(int)
@@ -105,9 +113,14 @@ def attention_geojson(coords: Integers, extent_px0: float, attention: Floats) ->
     return {"type": "FeatureCollection", "features": features}
 
 
-def relative(attention: Floats) -> NDArray[np.float64]:
-    """Attention as multiples of the slide's average, float64 (n,)."""
-    return np.asarray(attention, dtype=np.float64) * len(attention)
+def relative(attention: Floats, n_bag: int | None = None) -> NDArray[np.float64]:
+    """Attention as multiples of the average tile's, float64 (n,).
+
+    Args:
+        attention: float (n,), of all tiles of a bag, or of some.
+        n_bag: tiles of the bag, where these are not all.
+    """
+    return np.asarray(attention, dtype=np.float64) * (len(attention) if n_bag is None else n_bag)
 
 
 def times(value: float) -> str:
@@ -178,7 +191,7 @@ def _colour_bar(drawing: Drawing, axes: Axes) -> None:
     bar = drawing.colorbar(colours, ax=axes, extend="both", fraction=0.05, pad=0.02, alpha=_OPACITY)
     bar.set_ticks([0.1, 0.3, 1, 3, 10], labels=["0.1\u00d7", "0.3\u00d7", "1\u00d7", "3\u00d7", "10\u00d7"])
     bar.ax.minorticks_off()
-    bar.set_label("attention, relative to the slide's average", fontsize=8)
+    bar.set_label("attention, relative to the average tile", fontsize=8)
     bar.outline.set_visible(False)
 
 

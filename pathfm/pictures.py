@@ -36,7 +36,8 @@ class View:
         extent_px0: width of a tile in level-0 pixels.
         tile_px: width of a tile in pixels.
         tile_mpp: microns per pixel of a tile.
-        attention: float32 (n,), of each tile.
+        attention: float32 (n,), of each tile; sums to 1 over the bag.
+        n_bag: tiles of the bag, which may hold other slides of the patient.
         title: above the picture.
         top_tiles: how many the gallery shows.
     """
@@ -49,11 +50,12 @@ class View:
     tile_px: int
     tile_mpp: float
     attention: NDArray[np.float32]
+    n_bag: int
     title: str
     top_tiles: int
 
     @classmethod
-    def of(cls, embeddings: Embeddings, attention: NDArray[np.float32], title: str, top_tiles: int) -> View:
+    def of(cls, embeddings: Embeddings, attention: NDArray[np.float32], n_bag: int, title: str, top_tiles: int) -> View:
         """The view of a model's attention over the tiles of a file."""
         tiles = embeddings.recipe["tiles"]
         return cls(
@@ -65,6 +67,7 @@ class View:
             tile_px=tiles["size_px"],
             tile_mpp=tiles["mpp"],
             attention=attention,
+            n_bag=n_bag,
             title=title,
             top_tiles=top_tiles,
         )
@@ -91,11 +94,12 @@ def draw_pictures(source: SlideSource, file: Path, view: View) -> Pictures:
     """
     with opened(replace(source, mpp_override=view.mpp, mpp_source="override")) as slide:
         _require_same_slide(slide, view, file)
-        overlay = png_bytes(draw_heatmap(slide, view.coords, view.extent_px0, view.attention, view.title))
+        drawing = draw_heatmap(slide, view.coords, view.extent_px0, view.attention, view.title, view.n_bag)
+        overlay = png_bytes(drawing)
         top = np.argsort(-view.attention, kind="stable")[: view.top_tiles]
         images = [slide.read_tile(int(x), int(y), view.tile_px, view.tile_mpp) for x, y in view.coords[top]]
     caption = f"{source.slide_id}: the {len(top)} tiles with the highest attention"
-    gallery = draw_gallery(images, relative(view.attention)[top].tolist(), view.tile_mpp, caption)
+    gallery = draw_gallery(images, relative(view.attention, view.n_bag)[top].tolist(), view.tile_mpp, caption)
     return Pictures(overlay, png_bytes(gallery, dpi=110))
 
 

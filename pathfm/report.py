@@ -12,26 +12,22 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from pathfm.cohort import read_cohort
-from pathfm.curves import reliability, roc_band
 from pathfm.errors import InputError
-from pathfm.figures import data_uri, draw_calibration, draw_forest, draw_roc, draw_scores, svg_bytes
+from pathfm.figures import data_uri
 from pathfm.files import write_text
 from pathfm.licences import restricted
-from pathfm.metrics import by_patient, scored_slides
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.report_data import gather
+from pathfm.report_plots import draw_plots
 from pathfm.tables import first_line
 from pathfm.version import __version__
+from pathfm.words import control_name, gives, model_facts, notes_on, words_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
-
-    from pathfm.metrics import Figure, Scored
-    from pathfm.report_data import ReportData
+    from pathfm.metrics import Figure
 
 MAX_HEATMAPS = 24
-CONTROL_NAMES = {"mean_colour": "mean tissue colour", "site": "site"}
 _PICTURE_PX = 1100
 _JPEG_QUALITY = 80
 _MINUS = "\u2212"
@@ -46,6 +42,7 @@ def report(
     failures: Path | None = None,
     model: Path | None = None,
     credit: str | None = None,
+    target: str | None = None,
     pseudonymise: Path | None = None,
 ) -> Path:
     """Writes one HTML file that needs nothing else: no network, no scripts, images inside.
@@ -59,13 +56,15 @@ def report(
         failures: failures.csv; where not given, those beside the embeddings.
         model: the directory of the final model, for its digest and training.
         credit: a column of the cohort table that says whom to credit for the slides; its values are shown.
+        target: which target the report is on, where several were learned together.
         pseudonymise: the key file that the other commands were given; ids are then keyed hashes.
 
     Returns:
         The file.
 
     Raises:
-        InputError: a file is missing or broken, no slide was held out, or `out` does not end in .html.
+        InputError: a file is missing or broken, no slide was held out, several targets and none named, or `out` does not
+            end in .html.
         CohortError: a cohort table that cannot be used.
         EmbeddingsError: embeddings that cannot be used, or of another recipe than the scores.
         ModelError: a model that cannot be used, or of another recipe than the scores.
@@ -75,17 +74,19 @@ def report(
         raise InputError(message)
     made_with = [crossval, *embeddings, heatmaps, failures.parent if failures else None, model]
     with private_run(pseudonymise, None, made_with, cohort=cohort) as names:
-        data = gather(crossval, embeddings, read_cohort(cohort, names), heatmaps, failures, model, credit)
+        data = gather(crossval, embeddings, read_cohort(cohort, names), heatmaps, failures, model, credit, target)
         shown = [row for row in data.heatmaps if row["overlay"]][:MAX_HEATMAPS]
         html = _template().render(
             data=data,
             metrics=data.metrics,
-            plots=_plots(data),
+            plots=draw_plots(data.predictions, data.target, data.metrics),
             heatmaps=[row | _pictures(data.heatmap_folder, row) for row in shown],
             n_hidden_heatmaps=sum(bool(row["overlay"]) for row in data.heatmaps) - len(shown),
             not_drawn=[row for row in data.heatmaps if not row["overlay"]],
             restricted=restricted(data.licences),
-            control_names=CONTROL_NAMES,
+            gives=gives(data.target),
+            notes=notes_on(data.target),
+            model_facts=model_facts(data.model) if data.model else [],
             version=__version__,
         )
         write_text(out, html)
@@ -97,6 +98,7 @@ def _template() -> Any:
     # escaping is on for every value: a slide may be called <script>
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"interval": interval, "number": number, "pretty": _pretty}
+    environment.globals |= {"words": words_of, "control_name": control_name}
     return environment.from_string(files("pathfm").joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 
@@ -115,52 +117,6 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
-
-
-def _plots(data: ReportData) -> dict[str, str]:
-    """The plots as data addresses, by name; those of classes without patients are left out."""
-    classes = data.metrics["classes"]
-    if not data.metrics["patient"] or data.metrics["patient"]["auroc"]["value"] is None:
-        return {}
-    patients = by_patient(scored_slides(data.predictions, classes))
-    ranked = range(1, 2) if len(classes) == 2 else range(len(classes))
-    label = data.metrics["label"]
-    named = {f"{label} {classes[k]}": k for k in ranked}
-    drawings = {
-        "roc": draw_roc({name: roc_band(patients, k) for name, k in named.items()}),
-        "calibration": draw_calibration({name: _calibration(patients, k) for name, k in named.items()}),
-        "forest": draw_forest(_forest_rows(data.metrics), 0.5, "patient-level AUROC (95 % interval)"),
-        "scores": _scores(patients, classes, label),
-    }
-    return {name: _svg(drawing) for name, drawing in drawings.items()}
-
-
-def _calibration(patients: Scored, class_index: int) -> Any:
-    return reliability(patients.labels == class_index, patients.probabilities[:, class_index])
-
-
-def _forest_rows(metrics: dict[str, Any]) -> list[tuple[str, Figure]]:
-    rows = [("the model", metrics["patient"]["auroc"])]
-    rows += [
-        (f"{CONTROL_NAMES.get(name, name)} alone", block["auroc"])
-        for name, block in metrics["controls"].items()
-        if block["available"]
-    ]
-    return rows
-
-
-def _scores(patients: Scored, classes: list[str], label: str) -> Drawing:
-    """For two classes the probability of the positive one; for more, that of the true one."""
-    groups = {}
-    for index, name in enumerate(classes):
-        column = 1 if len(classes) == 2 else index
-        groups[f"{label} {name}"] = patients.probabilities[patients.labels == index, column]
-    what = f"{label} {classes[1]}" if len(classes) == 2 else "the true class"
-    return draw_scores(groups, f"probability of {what}, one mark a patient")
-
-
-def _svg(drawing: Drawing) -> str:
-    return data_uri(svg_bytes(drawing), "image/svg+xml")
 
 
 def _pictures(folder: Path | None, row: dict[str, Any]) -> dict[str, str]:

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pathfm.cohortfigures import is_scored
 from pathfm.embeddings import recipe_differences, require_recipe
-from pathfm.errors import InputError, ModelError, UnknownNameError
+from pathfm.errors import InputError, ModelError
 from pathfm.failures import COLUMNS as FAILURE_COLUMNS
 from pathfm.heatmap import HEATMAPS_CSV
 from pathfm.joined import facts_of, find_caches, read_parts, slides_of
 from pathfm.licences import Licence
-from pathfm.metrics import is_scored
 from pathfm.model import read_description
-from pathfm.scoring import read_metrics, read_predictions, require_slide
+from pathfm.patients import BETWEEN, n_slides_of
+from pathfm.proven import name_some
+from pathfm.report_cohort import cohort_facts, credits_of, truth_of
+from pathfm.results import find_results, read_metrics, read_predictions, target_of
+from pathfm.scoring import require_slide
 from pathfm.tables import read_table
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from pathfm.cohort import Cohort
     from pathfm.embeddings import Embeddings
+    from pathfm.targets import Target
 
     _Models = tuple[dict[str, Any] | None, dict[str, Any] | None]
 
@@ -35,7 +40,8 @@ REASONS = {
     "no_split": "the cohort's column split does not place it",
 }
 _HELD_OUT = ("test", "external")
-_HEATMAP_COLUMNS = ("slide_id", "overlay", "gallery", "origin", "predicted", "label", "top_attention", "why")
+_REMEDY = "pass --crossval a folder that pathfm crossval wrote, or run it again"
+_HEATMAP_COLUMNS = ("slide_id", "target", "overlay", "gallery", "origin", "predicted", "label", "top_attention", "why")
 _MAX_ROWS = 500
 
 
@@ -44,9 +50,11 @@ class ReportData:
     """Everything a report shows apart from its pictures.
 
     Attributes:
+        target: what was predicted.
         metrics: metrics.json of the cross-validation.
-        predictions: predictions.csv; ids and labels as text, probabilities as numbers.
-        cohort: counts, and rows for the tables by class, site and scale.
+        predictions: predictions.csv; ids and labels as text, scores as numbers.
+        n_repeats: of the cross-validation, over which the figures are means.
+        cohort: counts, and rows for the tables by group, site and scale.
         slides: one row a slide, the first 500.
         n_rows_hidden: slides that the table leaves out.
         heatmaps: rows of heatmaps.csv, wrong ones first; `folder` is where their pictures lie.
@@ -58,8 +66,10 @@ class ReportData:
         licences: of the backbones, each as a model or an embeddings file says it.
     """
 
+    target: Target
     metrics: dict[str, Any]
     predictions: pd.DataFrame
+    n_repeats: int
     cohort: dict[str, Any]
     slides: list[dict[str, Any]]
     n_rows_hidden: int
@@ -80,36 +90,44 @@ def gather(
     failures: Path | None,
     model: Path | None,
     credit: str | None = None,
+    target: str | None = None,
 ) -> ReportData:
     """Reads what a report needs; embeddings files are trusted here, they were proven before a model learned from them.
 
     Of the cohort it takes ids, site and label, and the column `credit`; what else is known of the patients stays there.
 
     Raises:
-        InputError: a file is missing, broken, of another format, or holds no held-out slides.
+        InputError: a file is missing, broken, of another format, or holds no held-out slides; several targets and none
+            named, or heatmaps of another one.
+        UnknownNameError: no such target, or no such column.
         EmbeddingsError: an embeddings folder or file that cannot be used, or of another recipe than the scores.
         ModelError: a model directory that cannot be used, or of another recipe than the scores.
     """
-    remedy = "pass --crossval a folder that pathfm crossval wrote, or run it again"
-    metrics = read_metrics(crossval / "metrics.json", remedy)
-    predictions = _held_out(crossval, read_predictions(crossval / "predictions.csv", metrics["classes"], remedy))
-    _require_together(crossval, metrics, predictions)
+    results = find_results(crossval, target, _REMEDY)
+    metrics = read_metrics(results / "metrics.json", _REMEDY)
+    asked = target_of(metrics)
+    predictions = _held_out(results, read_predictions(results / "predictions.csv", asked, _REMEDY))
+    _require_together(results, metrics, predictions, asked)
     final = read_description(model) if model else None
     scored_by = _first_file(crossval / "folds" / "0" / "model.json", crossval / "model.json")
     scorer = read_description(scored_by.parent) if scored_by else None
     read = next((one["recipe"] for one in (scorer, final) if one), None)
     mine = _embeddings(embeddings, set(cohort.table["slide_id"]), read)
     recipe = _require_same_recipe(crossval, model, (scorer, final), mine)
-    rows = _slide_rows(cohort, predictions, {name: one for name, (_, one) in mine.items()}, metrics)
+    truth = truth_of(cohort, asked)
+    labels = dict(zip(cohort.table["slide_id"], asked.texts(truth), strict=True))
+    rows = _slide_rows(cohort, predictions, {name: one for name, (_, one) in mine.items()}, labels, asked)
     failed = _failures(embeddings, failures)
     return ReportData(
+        target=asked,
         metrics=metrics,
         predictions=predictions,
-        cohort=_cohort_facts(cohort, [one for _, one in mine.values()], metrics)
-        | {"credits": _credits(cohort, credit)},
+        n_repeats=_n_repeats(results),
+        cohort=cohort_facts(cohort, [one for _, one in mine.values()], asked, truth)
+        | {"credits": credits_of(cohort, credit)},
         slides=rows[:_MAX_ROWS],
         n_rows_hidden=max(0, len(rows) - _MAX_ROWS),
-        heatmaps=_heatmap_rows(heatmaps) if heatmaps else [],
+        heatmaps=_heatmap_rows(heatmaps, asked) if heatmaps else [],
         heatmap_folder=heatmaps,
         unusable=_unusable(metrics, failed),
         recipe=recipe,
@@ -117,6 +135,11 @@ def gather(
         model=final,
         licences=_licences((final, scorer), [one for _, one in mine.values()]),
     )
+
+
+def _n_repeats(folder: Path) -> int:
+    path = folder / "repeats.csv"
+    return int(read_table(path, ("repeat",), _REMEDY)["repeat"].nunique()) if path.is_file() else 1
 
 
 def _held_out(folder: Path, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -133,21 +156,17 @@ def _held_out(folder: Path, predictions: pd.DataFrame) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def _require_together(folder: Path, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> None:
+def _require_together(folder: Path, metrics: Mapping[str, Any], predictions: pd.DataFrame, target: Target) -> None:
     """Refuses figures and scores of different runs, as after one of the two files was replaced."""
-    classes = metrics["classes"]
-    labels = predictions["label"][is_scored(predictions, classes)] if len(classes) > 1 else predictions["label"]
-    counts = {name: int((labels == name).sum()) for name in classes}
-    blocks = [metrics[unit] for unit in ("slide", "patient") if metrics[unit]]
-    if (
-        len(classes) < 2
-        or metrics["n_slides"] != len(labels)
-        or (metrics["slide"] and metrics["slide"]["n_by_class"] != counts)
-        or any(set(block["n_by_class"]) != set(classes) for block in blocks)
-    ):
+    rows = predictions[is_scored(predictions, target)]
+    counts = target.counts(target.of_texts(list(rows["label"])))
+    unit = metrics["unit"]
+    if (metrics[unit] and (metrics[unit]["n"], metrics[unit]["n_by_class"]) != (len(rows), counts)) or metrics[
+        "n_slides"
+    ] != n_slides_of(list(rows["slide_id"]), unit):
         message = (
-            f"{folder}: metrics.json and predictions.csv do not belong together ({metrics['n_slides']} slides of"
-            f" {len(classes)} classes there, {len(labels)} scored here); run the command that wrote them again"
+            f"{folder}: metrics.json and predictions.csv do not belong together ({metrics['n_slides']} scored slides there,"
+            f" {n_slides_of(list(rows['slide_id']), unit)} here); run the command that wrote them again"
         )
         raise InputError(message)
 
@@ -200,68 +219,16 @@ def _first_file(*paths: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _cohort_facts(cohort: Cohort, files: Sequence[Embeddings], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    table = cohort.table.assign(label=cohort.labels(metrics["label"]).to_numpy())
-    tiles = np.array([len(one.coords) for one in files] or [0])
-    return {
-        "name": cohort.source.name,
-        "n_slides": len(table),
-        "n_patients": table["patient_id"].nunique(),
-        "n_sites": table.loc[table["site"] != "", "site"].nunique(),
-        "classes": _by_class(table, metrics["classes"]),
-        "sites": _by_site(table, metrics["classes"]),
-        "scales": _by_scale(files),
-        "n_tiles": int(tiles.sum()),
-        "tiles": {"least": int(tiles.min()), "median": float(np.median(tiles)), "most": int(tiles.max())},
-        "n_failed_tiles": sum(len(one.failed) for one in files),
-    }
-
-
-def _by_class(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
-    """Slides and patients of each class, then of the unlabelled."""
-    rows = []
-    for name in [*classes, ""]:
-        part = table[table["label"] == name]
-        if name or len(part):
-            rows.append({"name": name, "slides": len(part), "patients": part["patient_id"].nunique()})
-    return rows
-
-
-def _by_site(table: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
-    """Slides of each site by class; a site with one class alone is what a confounder looks like."""
-    names = sorted(set(table["site"]), key=lambda name: (name == "", name))
-    counts = [[int(((table["site"] == site) & (table["label"] == name)).sum()) for name in classes] for site in names]
-    rows = [
-        {"name": site, "counts": row, "one_class": sum(n > 0 for n in row) == 1}
-        for site, row in zip(names, counts, strict=True)
-    ]
-    return rows if any(names) else []
-
-
-def _by_scale(files: Iterable[Embeddings]) -> list[dict[str, Any]]:
-    table = pd.DataFrame([{"source": one.mpp_source, "mpp": one.mpp} for one in files], columns=["source", "mpp"])
-    groups = table.groupby("source")["mpp"]
-    return [
-        {"source": str(source), "slides": len(mpp), "least": float(mpp.min()), "most": float(mpp.max())}
-        for source, mpp in groups
-    ]
-
-
-def _credits(cohort: Cohort, column: str | None) -> list[str]:
-    """The values of a column that is asked for by its name: in another table the same name may hold something private."""
-    if column is None:
-        return []
-    if column not in cohort.stated:
-        remedy = f"{cohort.source} has these columns; pass --credit one of them"
-        raise UnknownNameError("credit column", column, cohort.stated, remedy)
-    return sorted(set(cohort.table[column]) - {""})
-
-
 def _slide_rows(
-    cohort: Cohort, predictions: pd.DataFrame, files: Mapping[str, Embeddings], metrics: Mapping[str, Any]
+    cohort: Cohort,
+    predictions: pd.DataFrame,
+    files: Mapping[str, Embeddings],
+    labels: Mapping[str, str],
+    target: Target,
 ) -> list[dict[str, Any]]:
-    scored = {str(row["slide_id"]): row for row in predictions.to_dict("records")}
-    labels = cohort.labels(metrics["label"])
+    """A row a slide; where a bag is a patient, each of its slides has the patient's score."""
+    scored = {name: row for row in predictions.to_dict("records") for name in str(row["slide_id"]).split(BETWEEN)}
+    scored |= {str(row["slide_id"]): row for row in predictions.to_dict("records")}
     rows = []
     listed = cohort.table
     if "split" in predictions:  # what a model learned from is no result
@@ -279,7 +246,7 @@ def _slide_rows(
                 "label": labels[slide_id],
                 "predicted": predicted,
                 "probability": float(probability) if np.isfinite(probability) else None,
-                "right": labels[slide_id] == predicted if predicted and labels[slide_id] else None,
+                "mark": _mark(str(score.get("label", "")), predicted, target),
                 "fold": score.get("fold", ""),
                 "n_tiles": len(file.coords) if file else None,
                 "mpp": file.mpp if file else None,
@@ -289,14 +256,26 @@ def _slide_rows(
     return rows
 
 
-def _heatmap_rows(folder: Path) -> list[dict[str, Any]]:
+def _mark(label: str, predicted: str, target: Target) -> str:
+    """Whether it is the class that it should be; "" where that is not known, and of numbers and risks."""
+    if not label or not predicted or not any(name.startswith("prob_") for name in target.names):
+        return ""
+    return "right" if label == predicted else "wrong"
+
+
+def _heatmap_rows(folder: Path, target: Target) -> list[dict[str, Any]]:
     """Rows of heatmaps.csv with their verdict, wrong ones first, then those without a label, as drawn otherwise."""
     remedy = "pass --heatmaps a folder that pathfm heatmap wrote, or run it again"
-    table = read_table(folder / HEATMAPS_CSV, _HEATMAP_COLUMNS, remedy)
+    path = folder / HEATMAPS_CSV
+    table = read_table(path, _HEATMAP_COLUMNS, remedy)
+    others = set(table["target"]) - {"", target.name}
+    if others:
+        message = f"{path} shows {name_some(others)}, and the report is on {target.name}; pass --heatmaps those of {target.name}"
+        raise InputError(message)
     order = {"wrong": 0, "": 1, "right": 2}
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
     for row in rows:
-        row["mark"] = "" if not row["label"] else "right" if row["label"] == row["predicted"] else "wrong"
+        row["mark"] = _mark(row["label"], row["predicted"], target)
     return sorted(rows, key=lambda row: order[row["mark"]])
 
 

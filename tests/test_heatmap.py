@@ -2,27 +2,41 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import MPP, SIZE_PX0, TILE_PX0, Study, make_study, write_picture
+import torch
+from drawn import MPP, RECIPE, SIZE_PX0, TILE_PX0, Study, make_study, write_picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pathfm.covariates import Covariate, Covariates
 from pathfm.embeddings import read_embeddings
-from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlidesFailedError
+from pathfm.errors import (
+    CohortError,
+    EmbeddingsStaleError,
+    InputError,
+    ModelError,
+    SlidesFailedError,
+    UnknownNameError,
+)
 from pathfm.figures import png_bytes
+from pathfm.heads import build_head, pack
 from pathfm.heatmap import heatmap
-from pathfm.model import read_model
+from pathfm.model import Model, read_model, write_model
 from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, paint_tiles, relative, scale_bar_um, times
-from pathfm.scoring import score_slide
+from pathfm.scoring import score_bag
 from pathfm.slide import open_slide
+from pathfm.targets import Classes, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pathfm.heads import Bags
+    from pathfm.patients import Unit
 
 IDS = ["a", "b", "c$x$", "d", "e", "f", "g", "h", "unlabelled"]
 DRAWN = ["a", "b", "c$x$", "unlabelled"]
@@ -64,7 +78,7 @@ def test_labelled_slides_are_drawn_by_the_model_of_their_own_fold(study: Study, 
     for slide_id in ("a", "b"):
         model = read_model(study.crossval / "folds" / folds[slide_id])
         assert slide_id not in model.training["slides"]
-        shares[slide_id] = score_slide(model, read_embeddings(study.file(slide_id))).attention
+        shares[slide_id] = score_bag(model, [read_embeddings(study.file(slide_id))]).attention()
         features = json.loads((study.root / "heatmaps" / f"{slide_id}.geojson").read_text())["features"]
         written = [feature["properties"]["measurements"]["attention share"] for feature in features]
         assert written == pytest.approx(shares[slide_id], rel=1e-4)
@@ -123,6 +137,99 @@ def test_head_without_attention_is_listed_and_not_drawn(tmp_path: Path) -> None:
     assert list((tmp_path / "out").glob("*.png")) == []
 
 
+def write_made(folder: Path, label: str, classes: int, *heads: str, unit: Unit = "slide", **more: Any) -> Model:
+    """A model directory of heads that nobody trained: where they look is arbitrary, and known."""
+    torch.manual_seed(0)
+    task = Task(tuple(Classes(name, tuple(map(str, range(classes)))) for name in label.split(",")))
+    width = more["covariates"].width if "covariates" in more else 0
+    built = tuple(build_head(head, 6, task.n_outputs, width, hidden=16, attention=8) for head in heads)
+    training = {"fingerprint": "", "epochs": 1, "patients": [], "slides": {}}
+    model = Model(heads=built, task=task, unit=unit, recipe=RECIPE, training=training, **more)
+    write_model(folder, model)
+    return read_model(folder)
+
+
+def shares(folder: Path, slide_id: str) -> list[float]:
+    features = json.loads((folder / f"{slide_id}.geojson").read_text())["features"]
+    return [feature["properties"]["measurements"]["attention share"] for feature in features]
+
+
+def bag_of(study: Study, *slide_ids: str) -> Bags:
+    features = [np.asarray(read_embeddings(study.file(name)).features, dtype=np.float32) for name in slide_ids]
+    return pack([torch.from_numpy(np.concatenate(features))])
+
+
+def test_a_branch_of_attention_a_class_is_shown_by_the_class_that_is_predicted(study: Study, tmp_path: Path) -> None:
+    model = write_made(tmp_path / "model", "cancer,grade", 3, "clam-mb")
+    with torch.inference_mode():
+        output = model.heads[0](bag_of(study, "b"))
+    assert output.attention is not None
+    for which, target in enumerate(("cancer", "grade")):
+        out = tmp_path / target
+        table = heatmap(tmp_path / "model", [study.only("b")], [study.embeddings], out, target=target)
+        predicted = int(output.logits[0, 3 * which : 3 * which + 3].argmax())
+        assert table["predicted"].tolist() == [str(predicted)]
+        assert shares(out, "b") == pytest.approx(output.attention[:, 3 * which + predicted].tolist(), rel=1e-4)
+    with pytest.raises(InputError, match="pass --target cancer or grade"):
+        heatmap(tmp_path / "model", [study.only("b")], [study.embeddings], tmp_path / "out")
+    with pytest.raises(UnknownNameError, match="near: grade"):
+        heatmap(tmp_path / "model", [study.only("b")], [study.embeddings], tmp_path / "out", target="grades")
+
+
+def test_an_ensemble_is_shown_by_the_mean_attention_of_its_members(study: Study, tmp_path: Path) -> None:
+    model = write_made(tmp_path / "model", "cancer", 2, "gated-abmil", "gated-abmil")
+    heatmap(tmp_path / "model", [study.only("b")], [study.embeddings], tmp_path / "out")
+    with torch.inference_mode():
+        each = [head(bag_of(study, "b")).attention for head in model.heads]
+    assert all(one is not None for one in each)
+    assert not torch.allclose(each[0], each[1])  # type: ignore[arg-type]
+    mean = torch.stack(each)[:, :, 0].mean(dim=0)  # type: ignore[arg-type]
+    assert shares(tmp_path / "out", "b") == pytest.approx(mean.tolist(), rel=1e-4)
+
+
+def test_a_patient_is_shown_slide_by_slide_with_the_attention_of_its_bag(copy: Study, tmp_path: Path) -> None:
+    model = write_made(tmp_path / "model", "cancer", 2, "gated-abmil", unit="patient")
+    cohort = copy.only("a", "b")
+    table = pd.read_csv(cohort, dtype=str, keep_default_na=False)
+    table.assign(patient_id="p").to_csv(cohort, index=False)
+    drawn = heatmap(tmp_path / "model", [cohort], [copy.embeddings], tmp_path / "out").set_index("slide_id")
+    with torch.inference_mode():
+        attention = model.heads[0](bag_of(copy, "a", "b")).attention
+    assert attention is not None
+    assert [*shares(tmp_path / "out", "a"), *shares(tmp_path / "out", "b")] == pytest.approx(
+        attention[:, 0].tolist(), rel=1e-4
+    )
+    highest = float(attention[:24].max()) * 48  # of the average tile of both slides
+    assert drawn.loc["a", "top_attention"] == pytest.approx(highest, abs=1e-3)
+
+
+def test_a_slide_whose_patient_lacks_others_of_its_bag_is_listed(copy: Study, tmp_path: Path) -> None:
+    write_made(tmp_path / "folds" / "0", "cancer", 2, "gated-abmil", unit="patient")
+    (tmp_path / "folds.csv").write_text("slide_id,patient_id,label,fold\na;b,p,1,0\n")
+    heatmap(tmp_path, [copy.only("a", "b")], [copy.embeddings], tmp_path / "out")
+    assert sum(shares(tmp_path / "out", "a") + shares(tmp_path / "out", "b")) == pytest.approx(1, rel=1e-3)
+    copy.file("b").unlink()
+    table = heatmap(tmp_path, [copy.only("a", "b")], [copy.embeddings], tmp_path / "out").set_index("slide_id")
+    assert "slides of a patient as one bag, and b has no embeddings file" in table.loc["a", "why"]
+    assert table.loc["b", "why"] == "it has no embeddings file"
+
+
+def test_what_a_model_reads_beside_the_slide_comes_from_the_cohort(copy: Study, tmp_path: Path) -> None:
+    covariates = Covariates((Covariate("age"),))
+    model = write_made(tmp_path / "model", "cancer", 2, "gated-abmil", covariates=covariates)
+    with torch.no_grad():
+        model.heads[0].covariates.linear.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+    write_model(tmp_path / "model", model)
+    cohort = copy.only("a", "b")
+    table = pd.read_csv(cohort, dtype=str, keep_default_na=False)
+    table.assign(age=["9", "-9"]).to_csv(cohort, index=False)
+    drawn = heatmap(tmp_path / "model", [cohort], [copy.embeddings], tmp_path / "out")
+    assert drawn["predicted"].tolist() == ["1", "0"]
+    table.to_csv(cohort, index=False)
+    with pytest.raises(CohortError, match="lacks the column age"):
+        heatmap(tmp_path / "model", [cohort], [copy.embeddings], tmp_path / "out")
+
+
 def test_a_slide_that_changed_under_its_name_is_not_drawn(copy: Study) -> None:
     write_picture(copy.root / "slides" / "0.png", 99)
     with pytest.raises(EmbeddingsStaleError, match="has changed since"):
@@ -179,7 +286,7 @@ def test_folds_that_cannot_be_used_are_a_model_error_of_one_line(copy: Study, co
 
 @pytest.mark.parametrize("damage", ["empty", "columns", "number", "bytes"])
 def test_old_list_that_cannot_be_used_counts_as_nothing_drawn(copy: Study, damage: str) -> None:
-    out, slides = copy.root / "out", [copy.only("a", "b")]
+    out, slides = copy.root / "out", [copy.only("a")]
     first = heatmap(copy.crossval, slides, [copy.embeddings], out)
     path = out / "heatmaps.csv"
     whole = path.read_text()

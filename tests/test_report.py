@@ -8,8 +8,10 @@ from dataclasses import replace
 from html import unescape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from drawn import RECIPE, SETTINGS, Study, embeddings_of, make_study
 
 from pathfm.cohort import read_cohort
@@ -19,10 +21,15 @@ from pathfm.heatmap import heatmap
 from pathfm.model import read_model, write_model
 from pathfm.report import interval, number, report
 from pathfm.report_data import _failures, gather
+from pathfm.results import metrics_document, no_controls, write_results
+from pathfm.targets import KINDS, read_task
 from pathfm.train import train
+from pathfm.words import gives, words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pathfm.patients import Unit
 
 IDS = ["a", "b", "<script>x", "d", "e", "f", "g", "h", "unlabelled"]
 DRAWN = ["a", "b", "<script>x", "unlabelled"]
@@ -135,6 +142,98 @@ def test_equal_inputs_give_equal_bytes(study: Study, html: str, tmp_path: Path) 
     assert full_report(study, tmp_path / "again.html").read_text() == html
 
 
+LABELS = {
+    "grade:ordinal": ["G1", "G2", "G3", "G2"] * 2,
+    "findings:multilabel": ["necrosis;mucin", "none", "mucin", "necrosis"] * 2,
+    "score:regression": [f"{index / 8}" for index in range(8)],
+    "months/died:cox": [("1", "1"), ("2", "0"), ("3", "1"), ("4", "1")] * 2,
+    "months/died:hazards": [("1", "1"), ("2", "0"), ("3", "1"), ("4", "1")] * 2,
+}
+
+
+def write_scores(study: Study, folder: Path, labels: list[str], unit: Unit = "slide", repeats: int = 1) -> Path:
+    """A cohort with such labels, and what a cross-validation of the targets would leave, its scores drawn; the cohort."""
+    table = pd.read_csv(study.cohort, dtype=str, keep_default_na=False).iloc[:8]
+    table["path"], table["patient_id"] = (
+        "",
+        [f"p{index // 2}" if unit == "patient" else f"p{index}" for index in range(8)],
+    )
+    for label in labels:
+        columns = label.split(":")[0].split("/")
+        for at, column in enumerate(columns):
+            table[column] = [cell if len(columns) == 1 else cell[at] for cell in LABELS[label]]
+    table.to_csv(folder / "cohort.csv", index=False)
+    task, truth = read_task(read_cohort(folder / "cohort.csv"), ",".join(labels))
+    rng, results = np.random.default_rng(0), {}
+    for which, target in enumerate(task.targets):
+        bags = table.groupby("patient_id")["slide_id"].agg(";".join) if unit == "patient" else table["slide_id"]
+        part = task.truths(truth)[which][:: 8 // len(bags)]
+        drawn = pd.DataFrame({"slide_id": list(bags), "patient_id": table["patient_id"].unique(), "fold": 0})
+        drawn = drawn.assign(label=target.texts(part), reason="", n_tiles=24)
+        all_rows = []
+        for repeat in range(repeats):
+            scores = task.scores(torch.from_numpy(rng.normal(size=(len(bags), task.n_outputs))))[which]
+            columns = dict(zip(target.names, scores.T, strict=True))
+            all_rows.append(drawn.assign(predicted=target.predicted(scores), **columns, repeat=repeat))
+        rows = pd.concat(all_rows) if repeats > 1 else drawn.assign(predicted=target.predicted(scores), **columns)
+        asked = {"target": target, "unit": unit, "protocol": "2-fold cross-validation by patient", "left_out": []}
+        metrics = metrics_document(rows, **asked, controls=no_controls("it was not asked for"))
+        results[target.name] = (all_rows[0].drop(columns="repeat"), metrics)
+        if repeats > 1:
+            rows.to_csv(folder / "repeats.csv", index=False)
+    write_results(folder, results)
+    return folder / "cohort.csv"
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_report_stands_for_every_kind_of_target(study: Study, tmp_path: Path, label: str) -> None:
+    cohort = write_scores(study, tmp_path, [label])
+    html = report(tmp_path / "r.html", tmp_path, [study.embeddings], cohort).read_text()
+    text = text_of(html)
+    main = {"ordinal": "quadratic kappa", "multilabel": "AUROC", "regression": "Pearson's r"}
+    assert f"Patient-level {main.get(label.split(':')[1], 'c-index')}" in text
+    assert f"model of “{label.split(':')[0]}”" in text
+    pictures = set(re.findall(r'alt="([^"]*)"', html))
+    curves = {"ROC curve by patient", "Calibration curve by patient", "Probabilities by what is true"}
+    has_probabilities = label.split(":")[1] in ("ordinal", "multilabel")
+    assert (curves <= pictures) == has_probabilities
+    assert ("Predicted over true score" in pictures) == ("regression" in label)
+    assert ("Kaplan-Meier" in text) == ("months" in label)
+    marked = 'class="right"' in html or 'class="wrong"' in html
+    assert marked == has_probabilities
+
+
+def test_every_figure_of_every_kind_has_a_plain_name() -> None:
+    for kind in KINDS.values():
+        facts = {"classes": ["0", "1"], "labels": ["x"], "mean": 0.0, "std": 1.0, "cuts": []}
+        target = kind.of_facts("y", facts)
+        assert [name for name in target.metrics if not words_of(name).meaning] == []
+        assert gives(target) != "a score"
+
+
+def test_report_is_on_the_target_that_is_named_where_there_are_several(study: Study, tmp_path: Path) -> None:
+    cohort = write_scores(study, tmp_path, ["grade:ordinal", "score:regression"])
+    with pytest.raises(InputError, match=r"several targets; pass --target one of grade, score"):
+        report(tmp_path / "r.html", tmp_path, [study.embeddings], cohort)
+    out = report(tmp_path / "r.html", tmp_path, [study.embeddings], cohort, target="score")
+    assert "model of “score”" in text_of(out.read_text())
+    with pytest.raises(InputError, match="shows cancer, and the report is on score"):
+        report(tmp_path / "r.html", tmp_path, [study.embeddings], cohort, study.root / "heatmaps", target="score")
+
+
+def test_report_on_patients_has_no_figures_by_slide_and_says_over_how_many_repeats(
+    study: Study, tmp_path: Path
+) -> None:
+    cohort = write_scores(study, tmp_path, ["score:regression"], unit="patient", repeats=3)
+    text = text_of(report(tmp_path / "r.html", tmp_path, [study.embeddings], cohort).read_text())
+    assert "A patient-level model" in text
+    assert "8 slides of 4 patients" in text
+    assert "by slide" not in text
+    assert "means over 3 repeats" in text
+    for slide_id in ("a", "b"):  # both slides of a patient have the patient's score
+        assert f"{slide_id} p0 north" in text
+
+
 @pytest.mark.parametrize("missing", ["metrics.json", "predictions.csv"])
 def test_missing_input_is_named_with_the_flag(study: Study, tmp_path: Path, missing: str) -> None:
     folder = shutil.copytree(study.crossval, tmp_path / "crossval")
@@ -180,16 +279,17 @@ def test_file_that_is_broken_empty_or_of_another_format_is_one_line(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "reads up to 1; upgrade pathfm"),
+        ({"format_version": 3}, "reads up to 2; upgrade pathfm"),
+        ({"format_version": 1}, "format_version 1, which this pathfm does not read"),
         ({"patient": {"auroc": 1}}, "key 'patient.auroc' holds int"),
-        ({"classes": "01"}, "key 'classes' holds str"),
+        ({"target": {"name": "cancer", "kind": "classes", "classes": "01"}}, "key 'target' that cannot be read"),
+        ({"figures": ["f1"]}, "key 'figures' that is not auroc, balanced_accuracy, f1"),
         ({"controls": {"site": {"available": True, "why": "so"}}}, "lacks the key 'controls.site.auroc'"),
         ({"folds": [{"fold": 0}]}, "lacks the key 'folds.0.n_train_patients'"),
         ({"left_out": [{"slide_id": "a"}]}, "lacks the key 'left_out.0.reason'"),
         ({"warnings": None}, "key 'warnings' holds NoneType"),
         ({"interval": float("nan")}, "is not JSON"),
         ({"n_slides": 3}, "do not belong together"),
-        ({"classes": []}, "do not belong together"),
     ],
 )
 def test_metrics_that_do_not_hold_what_they_should_name_the_key(

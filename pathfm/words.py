@@ -73,7 +73,9 @@ def notes_on(target: Target) -> list[str]:
     if target.kind == "multilabel":
         return ["The first figures are means over the labels; F1 is at a probability of 0.5."]
     if target.kind in ("cox", "hazards"):
-        return ["Of a risk only the order counts; a label with + is the time that somebody was followed without the event."]
+        return [
+            "Of a risk only the order counts; a label with + is the time that somebody was followed without the event."
+        ]
     return []
 
 

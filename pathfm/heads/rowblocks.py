@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Grads = tuple[Tensor | None, ...]
 
-_ROWS = 512  # 5 MB with 512 hidden units and 2 x 384 of attention, of which a step touches 2 or 3
+_NUMBERS = 512 * 1280  # hidden units and gates of a block, 2.6 MB: 512 rows of 512 and 2 x 384
 
 
 class Weights(NamedTuple):
@@ -80,7 +80,7 @@ class _Attend(Function):
         # tanh(v) = 2 sigmoid(2v) - 1, in a fifth of the time of tanh
         twice = torch.where(torch.arange(len(w.gates)) < width, 2, 1).to(features.dtype)
         doubled, doubled_bias = w.gates * twice[:, None], w.gates_bias * twice
-        for rows in _blocks(n):
+        for rows in _blocks(n, hidden.shape[1] + gates.shape[1]):
             block = torch.relu_(rows_times(features[rows], w.first, w.first_bias))
             torch.mul(block, 1 if keep is None else keep[rows], out=hidden[rows])
             torch.sigmoid(rows_times(hidden[rows], doubled, doubled_bias), out=gates[rows])
@@ -125,7 +125,7 @@ class _Backward(Function):
             centre += (pooled * d_pooled).sum(dim=1)
         if d_attention is not None:
             centre += (attention * d_attention).sum(dim=0)
-        for rows in _blocks(len(features)):
+        for rows in _blocks(len(features), hidden.shape[1] + gates.shape[1]):
             h, g, a = hidden[rows], gates[rows], attention[rows]
             da = (h @ d_pooled.T if d_pooled is not None else torch.zeros_like(a)).sub_(centre)
             ds = (da if d_attention is None else da.add_(d_attention[rows])).mul_(a)
@@ -164,8 +164,9 @@ class _Backward(Function):
         return _each_member(_Backward, info.batch_size, in_dims, args)
 
 
-def _blocks(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS))
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    rows = max(1, _NUMBERS // width)
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
 def _product(gates: Tensor, width: int) -> Tensor:

@@ -35,6 +35,7 @@ from pathfm.bags import BagDataset
 from pathfm.fit import Rows, fit
 from pathfm.heads import HEADS
 from pathfm.heads.products import columns_times, onednn_is_faster, rows_times
+from pathfm.jointmodule import JointModule
 from pathfm.settings import TrainSettings
 from pathfm.targets import Task
 from pathfm.targets.classes import Classes
@@ -95,25 +96,27 @@ def print_epochs(bags: list[Tensor], attention: int, rounds: int, epochs: int) -
 def print_folds(rounds: int, epochs: int) -> None:
     """Five folds in one pass over the bags, one after the other, and one alone."""
     on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
     long = [torch.randn(n // (1 if on_gpu else 4), DIM) for n in itertools.islice(itertools.cycle(LENGTHS), 10)]
     short = [torch.randn(int(n), 200) for n in torch.randint(2, 14, (100,))]
     for title, bags, hidden in (
         (f"{FOLDS} folds, 10 long bags", long, HIDDEN),
         (f"{FOLDS} folds, 100 bags of 2 to 13", short, 128),
     ):
+        how = settings(epochs, hidden=hidden, device=device, together="never")
         lines: Lines = {
-            "one fold": folds(bags, settings(epochs, hidden=hidden, together="never"), 1),
-            "apart": folds(bags, settings(epochs, hidden=hidden, together="never"), FOLDS),
-            "together": folds(bags, settings(epochs, hidden=hidden, together="always"), FOLDS),
-            "auto": folds(bags, settings(epochs, hidden=hidden), FOLDS),
+            "one fold": folds(bags, how, 1),
+            "apart": folds(bags, how, FOLDS),
+            "together": folds(bags, dataclasses.replace(how, together="always"), FOLDS),
+            "auto": folds(bags, dataclasses.replace(how, together="auto"), FOLDS),
         }
-        print_table(title + (", on the GPU" if on_gpu else ""), lines, rounds, epochs)
+        spent_s = print_table(title + (", on the GPU" if on_gpu else ""), lines, rounds, epochs)
+        print(f"  {FOLDS} folds by auto for {spent_s['auto'] / spent_s['one fold']:.2f} times one")
 
 
 def settings(epochs: int, **given: Any) -> TrainSettings:
     """Of all trainings here: nothing that the plain loop has not."""
-    device = "cuda" if torch.cuda.is_available() and "together" in given else "cpu"
-    fields = {"class_weights": False, "hidden": HIDDEN, "device": device} | given
+    fields = {"class_weights": False, "hidden": HIDDEN, "device": "cpu"} | given
     return TrainSettings(epochs=epochs, min_epochs=epochs, **fields)
 
 
@@ -129,17 +132,18 @@ def trained(bags: Sequence[Tensor], how: TrainSettings, head: str = "gated-abmil
 
 
 def folds(bags: Sequence[Tensor], how: TrainSettings, n: int) -> Callable[[], object]:
-    """Trainings of the first folds by `fit_all`."""
+    """Trainings of the first folds by `fit_all`, of one seed as those of a cross-validation are."""
     dataset = BagDataset(bags, truth(bags))
     learn = [[row for row in range(len(bags)) if row % FOLDS != fold] for fold in range(n)]
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            jobs = [
-                Job(Rows(rows, []), dataclasses.replace(how, seed=fold), Path(scratch, str(fold)), str(fold))
-                for fold, rows in enumerate(learn)
-            ]
-            fit_all(dataset, jobs, TASK, "gated-abmil")
+            jobs = [Job(Rows(rows, []), how, Path(scratch, str(fold)), str(fold)) for fold, rows in enumerate(learn)]
+            with patch("pathfm.together.JointModule", wraps=JointModule) as joint:
+                fit_all(dataset, jobs, TASK, "gated-abmil")
+            if how.together == "always" and joint.call_count != 1:
+                message = f"{n} folds were to be trained together, and {joint.call_count} joint trainings were made"
+                raise RuntimeError(message)
 
     return run
 
@@ -198,8 +202,8 @@ def patched(run: Callable[[], object]) -> None:
         run()
 
 
-def print_table(title: str, lines: Lines, rounds: int, epochs: int) -> None:
-    """Runs each line once a round, in turn, after one round that does not count."""
+def print_table(title: str, lines: Lines, rounds: int, epochs: int) -> dict[str, float]:
+    """Runs each line once a round, in turn, after one round that does not count; of each the seconds an epoch."""
     clock = time.perf_counter if "GPU" in title else time.process_time
     spent: dict[str, list[float]] = {name: [] for name in lines}
     for _ in range(rounds + 1):
@@ -212,6 +216,7 @@ def print_table(title: str, lines: Lines, rounds: int, epochs: int) -> None:
     for name, times_s in spent.items():
         ratio = statistics.median(first / own for first, own in zip(baseline_s[1:], times_s[1:], strict=True))
         print(f"  {name:<68} {statistics.median(times_s[1:]):>9.3f} {ratio:>7.2f}", flush=True)
+    return {name: statistics.median(times_s[1:]) for name, times_s in spent.items()}
 
 
 if __name__ == "__main__":

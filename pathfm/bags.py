@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Source = Path | tuple[Files, ...] | Tensor
 """Where the features of a bag lie, as `BagDataset` takes it."""
 _BLOCK_ROWS = 256  # half a megabyte at 1,024 numbers a row, which the processor's cache holds
+_MOST_MAPPED = 16_384  # bags; Linux gives a process 65,530 maps
 
 
 class Bag(NamedTuple):
@@ -53,7 +55,8 @@ class BagDataset(Dataset[Bag]):
     """One item a bag, in the order given.
 
     The features of several files of a slide stand side by side, the slides of a bag one below the other. A file is opened
-    and its digests proven on first use, then its rows are memory-mapped: what a bag costs is turning float16 into float32.
+    and its digests proven on first use, then its rows are memory-mapped, without a file descriptor, of which a process has
+    few: what a bag costs is turning float16 into float32.
     `keep_on` has that done once and holds the result, for cohorts that fit into memory.
     Works with any torch `DataLoader` that is given `collate`, worker processes included.
     """
@@ -166,7 +169,9 @@ class BagDataset(Dataset[Bag]):
         """The mapped rows of each part of each slide."""
         source = self.sources[index]
         if index not in self._mapped and not isinstance(source, Tensor):
-            self._mapped[index] = [[part.features for part in read_parts(files)] for files in source]
+            if len(self._mapped) >= _MOST_MAPPED:
+                self._mapped.pop(next(iter(self._mapped)))
+            self._mapped[index] = [[_lasting(part.features) for part in read_parts(files)] for files in source]
         return self._mapped[index]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,10 +180,9 @@ class BagDataset(Dataset[Bag]):
 
 
 class SampledBags(Dataset[Bag]):
-    """At most so many instances of each bag, drawn anew each epoch; which ones depends on seed, epoch and bag alone.
+    """At most so many instances of each bag, drawn anew each epoch, and each time that an epoch asks for a bag again.
 
-    Attributes:
-        epoch: the epoch to draw for.
+    Which ones depends on the seed, the epoch, the bag, and how often the epoch has asked for it before.
     """
 
     def __init__(self, bags: BagDataset, size: int, seed: int) -> None:
@@ -189,7 +193,12 @@ class SampledBags(Dataset[Bag]):
             size: most instances of a bag.
             seed: of the draws.
         """
-        self.bags, self.size, self.seed, self.epoch = bags, size, seed, 0
+        self.bags, self.size, self.seed = bags, size, seed
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        """Starts an epoch."""
+        self._epoch, self._times = epoch, Counter[int]()
 
     def __len__(self) -> int:
         return len(self.bags)
@@ -199,7 +208,8 @@ class SampledBags(Dataset[Bag]):
         n = self.bags.length(index)
         if n <= self.size:
             return self.bags[index]
-        drawn = np.random.default_rng([self.seed, self.epoch, index])
+        drawn = np.random.default_rng([self.seed, self._epoch, index, self._times[index]])
+        self._times[index] += 1
         rows = np.sort(drawn.choice(n, self.size, replace=False))
         covariates = None if self.bags.covariates is None else self.bags.covariates[index]
         return Bag(self.bags.some(index, rows), self.bags.truth[index], covariates, index)
@@ -213,6 +223,16 @@ def collate(bags: Sequence[Bag]) -> Batch:
         torch.stack([bag.truth for bag in bags]),
         torch.tensor([bag.row for bag in bags], dtype=torch.int64),
     )
+
+
+def _lasting(rows: NDArray[np.float16]) -> NDArray[np.float16]:
+    """The same rows under a map that holds no file descriptor, which that of numpy holds for as long as it is there."""
+    if not isinstance(rows, np.memmap):  # no rows, so there is no map
+        return rows
+    whole = torch.from_file(str(rows.filename), shared=False, size=rows.offset + rows.nbytes, dtype=torch.uint8)
+    mapped: NDArray[np.float16] = whole.numpy()[rows.offset :].view(rows.dtype).reshape(rows.shape)
+    mapped.setflags(write=False)
+    return mapped
 
 
 def _float32(slides: Sequence[Sequence[NDArray[np.float16]]]) -> Tensor:

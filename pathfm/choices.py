@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pandas as pd
 
+from pathfm.beside import covariates_of, require_tables, slides_to_score
 from pathfm.errors import InputError, ModelError
+from pathfm.joined import find_caches, slides_of
 from pathfm.model import Model, read_model
-from pathfm.patients import BETWEEN
+from pathfm.patients import BETWEEN, bags_of
 from pathfm.results import find_results
 from pathfm.tables import read_table
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from pathfm.cohort import Cohort
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 OUT_OF_FOLD = "out of fold"
 FINAL_MODEL = "final model"
 SEEN = "seen in training"
+_OPTION = "--slides"
 _REMEDY = "run pathfm crossval again, or pass --model the folder that it wrote"
 _OUT_OF_FOLD_BY = "out of fold: by the model of fold {}, which has not seen this patient"
 _FINAL_BY = "by the final model, which has not seen this slide"
@@ -65,7 +68,8 @@ def fold_choices(folder: Path, target: str | None, cohorts: Sequence[Cohort] = (
 
     Raises:
         ModelError: a folds.csv that cannot be used, or a model that has seen a patient of its own fold.
-        InputError: several targets and none named.
+        InputError: several targets and none named, or no table of what the model reads.
+        CohortError: a table that lacks it, or slides of a patient that do not agree in it.
         UnknownNameError: no such target.
     """
     path = folder / "folds.csv"
@@ -74,9 +78,10 @@ def fold_choices(folder: Path, target: str | None, cohorts: Sequence[Cohort] = (
     table = _read_folds(path)
     models: dict[Path, Model] = {}
     labels: dict[str, str] | None = None
-    beside = _Beside(cohorts)
+    scored = table[table["fold"] != ""]
+    beside: dict[Covariates | None, dict[str, NDArray[np.float32]]] = {}
     choices: dict[str, Choice] = {}
-    for row in table[table["fold"] != ""].to_dict("records"):
+    for row in scored.to_dict("records"):
         fold = folder / "folds" / str(row["fold"])
         if fold not in models:
             models[fold] = read_model(fold)
@@ -85,35 +90,53 @@ def fold_choices(folder: Path, target: str | None, cohorts: Sequence[Cohort] = (
         labels = _labels(folder, model, which, table) if labels is None else labels
         bag = bag_of(model, str(row["slide_id"]))
         _require_unseen(fold, model, str(row["patient_id"]), bag)
-        by = _OUT_OF_FOLD_BY.format(row["fold"])
-        one = Choice(fold, model, which, OUT_OF_FOLD, by, bag, labels.get(str(row["slide_id"]), ""), beside(model, bag))
+        if model.covariates not in beside:
+            beside[model.covariates] = _beside(model, scored, cohorts)
+        by, known = _OUT_OF_FOLD_BY.format(row["fold"]), beside[model.covariates].get(bag[0])
+        one = Choice(fold, model, which, OUT_OF_FOLD, by, bag, labels.get(str(row["slide_id"]), ""), known)
         choices |= dict.fromkeys(bag, one)
     return choices
 
 
 def final_choices(
-    folder: Path, target: str | None, cohorts: Sequence[Cohort], slide_ids: Sequence[str]
+    folder: Path, target: str | None, cohorts: Sequence[Cohort], slide_ids: Sequence[str], embeddings: Sequence[Path]
 ) -> dict[str, Choice]:
-    """For each slide the model of a directory, and the bag that it takes the slide in.
+    """For each slide the model of a directory, and the bag that it takes the slide in, which is that of `predict`.
 
     Args:
         folder: the model directory.
         target: as of `which_target`.
         cohorts: the tables that say whose the slides are and what the model reads beside them.
         slide_ids: the slides; one that no table names is a bag of its own.
+        embeddings: the folders of the model's caches; of a patient the slides are a bag that lie there.
+
+    Raises:
+        InputError: several targets and none named, or no table of what the model reads.
+        UnknownNameError: no such target.
+        CohortError: a table that lacks what the model reads, or slides of a patient that do not agree in it.
+        EmbeddingsError: the folders are not of the model's recipe.
     """
-    model, beside = read_model(folder), _Beside(cohorts)
+    model = read_model(folder)
     which = which_target(model, target)
-    known = {str(name): str(patient) for cohort in cohorts for name, patient in cohort.patients().items()}
-    patients = {name: known.get(name, "") for name in slide_ids}
-    bags: dict[str, tuple[str, ...]] = {}
-    for name, patient in patients.items():
-        bags[patient] = (*bags.get(patient, ()), name)
-    choices = {}
-    for name, patient in patients.items():
-        bag = bags[patient] if model.unit == "patient" and patient else (name,)
-        choices[name] = Choice(folder, model, which, FINAL_MODEL, _FINAL_BY, bag, "", beside(model, bag))
-    return choices
+    require_tables(model, cohorts, _OPTION)
+    there = slides_of(find_caches(embeddings, model.recipe))
+    slides = slides_to_score(model, {name: there.get(name) for name in sorted(slide_ids)}, cohorts)
+    known, names = covariates_of(model, slides, cohorts), list(slides["slide_id"])
+    bags = {names[place]: [place] for place in range(len(names))}  # also of those that no bag takes
+    bags |= {names[place]: places for places in bags_of(slides, model.unit) for place in places}
+    return {
+        name: Choice(
+            folder,
+            model,
+            which,
+            FINAL_MODEL,
+            _FINAL_BY,
+            tuple(names[place] for place in places),
+            "",
+            None if known is None else known[places[0]],
+        )
+        for name, places in bags.items()
+    }
 
 
 def bag_of(model: Model, slide_id: str) -> tuple[str, ...]:
@@ -163,21 +186,13 @@ def _require_unseen(fold: Path, model: Model, patient_id: str, bag: tuple[str, .
         raise ModelError(message)
 
 
-class _Beside:
-    """What cohort tables say of bags beside their slides, each table read once for each set of covariates."""
-
-    def __init__(self, cohorts: Sequence[Cohort]) -> None:
-        self.cohorts = cohorts
-        self.read: dict[Covariates, pd.DataFrame] = {}
-
-    def __call__(self, model: Model, bag: tuple[str, ...]) -> NDArray[np.float32] | None:
-        covariates = model.covariates
-        if covariates is None:
-            return None
-        if covariates not in self.read:
-            cells = [covariates.cells(cohort) for cohort in self.cohorts]
-            tables = [pd.DataFrame(covariates.encode(one), index=one.index) for one in cells]
-            self.read[covariates] = pd.concat(tables or [pd.DataFrame(columns=range(covariates.width))])
-        rows = self.read[covariates].reindex(list(bag)).to_numpy(dtype=np.float32)
-        known: NDArray[np.float32] = np.fmax.reduce(rows, axis=0)
-        return known
+def _beside(model: Model, bags: pd.DataFrame, cohorts: Sequence[Cohort]) -> dict[str, NDArray[np.float32]]:
+    """What cohort tables say beside the slides of bags, by slide_id; nothing where the model reads no such thing."""
+    if model.covariates is None:
+        return {}
+    require_tables(model, cohorts, _OPTION)
+    pairs = zip(bags["slide_id"], bags["patient_id"], strict=True)
+    members = [(name, patient) for bag, patient in pairs for name in bag_of(model, bag)]
+    slides = pd.DataFrame(members, columns=["slide_id", "patient_id"])
+    known = covariates_of(model, slides, cohorts)
+    return {} if known is None else dict(zip(slides["slide_id"], known, strict=True))

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 def cohort_figures(predictions: pd.DataFrame, target: Target, unit: Unit = "slide", seed: int = 0) -> dict[str, Any]:
     """The blocks "slide", "patient", "interval" and "warnings" of metrics.json.
 
-    The figures are those of `target.metrics`. The scores of a patient are the means over its slides, its label is that of
-    `target.of_patient`. Rows without a label or a score are left out. A figure that cannot be computed is null and a
-    warning says why.
+    The figures are those of `target.metrics`, of survival over the pairs of patients of one fold. The scores of a patient
+    are the means over its slides, its label is that of `target.of_patient`. Rows without a label or a score are left out.
+    A figure that cannot be computed is null and a warning says why.
 
     Args:
-        predictions: a predictions table: columns slide_id, patient_id, label and `target.names`; where it has a column
-            `repeat`, every slide stands in it once a repeat, and figures are means over the repeats.
+        predictions: a predictions table: columns slide_id, patient_id, label and `target.names`; fold, where each fold
+            was scored by a model of its own; where it has a column `repeat`, every slide stands in it once a repeat, and
+            figures are means over the repeats.
         target: what was asked.
         unit: what a row is; of patients there is no block "slide".
         seed: of the resampling.
@@ -59,12 +60,17 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, target: Target,
 
 
 def scored_slides(predictions: pd.DataFrame, target: Target) -> Scored:
-    """The rows of a predictions table that have a known label and every score, in the table's order."""
+    """The rows of a predictions table that have a known label and every score, in the table's order.
+
+    Its scores are those that the target's metrics take: `Target.comparable` of the column fold, where there is one.
+    """
     rows = predictions[is_scored(predictions, target)]
     truth = _truth(rows, target)
     codes, names = pd.factorize(rows["patient_id"].astype(str), sort=True)
     patients = codes.astype(np.int64)
-    return Scored(truth, _scores(rows, target), patients, _strata(truth, patients, target), tuple(names))
+    folds = pd.factorize(rows["fold"] if "fold" in rows else np.zeros(len(rows)))[0].astype(np.int64)
+    scores = target.comparable(_scores(rows, target), folds)
+    return Scored(truth, scores, patients, _strata(truth, patients, target), tuple(names))
 
 
 def is_scored(predictions: pd.DataFrame, target: Target) -> Booleans:

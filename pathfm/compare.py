@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,12 +15,12 @@ from pathfm.crossval import CrossValidation, cross_validate, split_warnings
 from pathfm.errors import InputError
 from pathfm.files import read_json, write_json
 from pathfm.folds import Split  # noqa: TC001 - the command line reads the annotation
-from pathfm.grid import named_backbones, named_heads, reference_of
+from pathfm.grid import named_backbones, named_heads, reference_of, shared_slides
 from pathfm.heads import HEADS
 from pathfm.heads.options import require_options
-from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
+from pathfm.labelled import LabelledSlides, labelled_slides
 from pathfm.outoffold import Folding
-from pathfm.patients import NO_EMBEDDINGS, Unit
+from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.results import write_table
@@ -30,6 +30,7 @@ from pathfm.train import heed_licences
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pathfm.cohort import Cohort
     from pathfm.metrics import Figure
     from pathfm.targets import Target, Task
 
@@ -45,7 +46,8 @@ class Cell(NamedTuple):
         figure: the main figure by patient, with its interval.
         difference: figure minus that of the reference, over the same resamples of patients.
         parameters: numbers of one model.
-        seconds: that training and scoring took, when they were done.
+        seconds: that training and scoring took, when they were done, and the first head of a backbone the reading of its
+            bags too; None where they were done in several runs, or by another command.
     """
 
     backbone: str
@@ -53,7 +55,7 @@ class Cell(NamedTuple):
     figure: Figure
     difference: Figure
     parameters: int
-    seconds: float
+    seconds: float | None
 
     @property
     def name(self) -> str:
@@ -90,7 +92,7 @@ class Comparison:
         name = self.figure.replace("_", " ")
         head = ["backbone", "head", name, f"minus {self.reference}", "parameters", "seconds"]
         rows = [
-            [c.backbone, c.head, _text(c.figure), _text(c.difference), f"{c.parameters:,}", f"{c.seconds:.0f}"]
+            [c.backbone, c.head, _text(c.figure), _text(c.difference), f"{c.parameters:,}", _whole(c.seconds)]
             for c in self.cells
         ]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -157,16 +159,19 @@ def compare(
     folders = sorted({folder for parts in found.values() for folder in parts})
     with private_run(pseudonymise, out, folders, cohort=cohort) as names:
         table = read_cohort(cohort, names)
-        joined = {
-            backbone: labelled_slides(table, parts, label, unit=unit, covariates=covariates or ())
-            for backbone, parts in found.items()
-        }
+
+        def join(rows: Cohort) -> dict[str, LabelledSlides]:
+            how: dict[str, Any] = {"unit": unit, "covariates": covariates or ()}
+            return {backbone: labelled_slides(rows, parts, label, **how) for backbone, parts in found.items()}
+
+        joined = join(table)
         for slides in joined.values():
             heed_licences(slides, require_license)
-        chosen = _target(next(iter(joined.values())).task, target)
-        alike, notes = _of_all(joined)
-        results: dict[str, tuple[CrossValidation, float]] = {}
-        for backbone, slides in alike.items():
+        alike, notes = shared_slides(joined, table, join)
+        chosen = _target(next(iter(alike.values())).task, target)
+        results: dict[str, tuple[CrossValidation, float | None]] = {}
+        for backbone in found:
+            slides = alike.pop(backbone)  # with which goes what the heads of a backbone have read of its bags
             for head in named:
                 place = out / backbone / head
                 logger.info("compare: %s on %s", head, backbone)
@@ -189,50 +194,33 @@ def _target(task: Task, name: str | None) -> Target:
     return task.targets[0 if name is None else task.which(name)]
 
 
-def _of_all(joined: dict[str, LabelledSlides]) -> tuple[dict[str, LabelledSlides], list[str]]:
-    """The cohort of each backbone with those rows alone that all backbones can score, and a note on the others."""
-    usable = [set(slides.usable["slide_id"]) for slides in joined.values()]
-    shared, ever = set.intersection(*usable), sorted(set.union(*usable))
-    lacking = [name for name in ever if name not in shared]
-    if not lacking:
-        return joined, []
-    if not shared:
-        message = (
-            f"no slide has embeddings with tissue of all of {', '.join(joined)}; extract the same slides with each"
-        )
-        raise InputError(message)
-    named = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-    note = f"left out of all cells, for not every backbone has embeddings of it with tissue: {named}"
-    logger.warning("%s", note)
-    return {backbone: _without(slides, set(lacking)) for backbone, slides in joined.items()}, [note]
-
-
-def _without(slides: LabelledSlides, lacking: set[str]) -> LabelledSlides:
-    """The cohort as if some of its rows had no embeddings."""
-    table = slides.table.copy()
-    gone = table["slide_id"].isin(lacking) & (table["reason"] == "")
-    table.loc[gone, "reason"] = NO_EMBEDDINGS
-    table["files"] = table["files"].where(~gone, None)
-    left_out = [*slides.left_out, *(LeftOut(name, NO_EMBEDDINGS) for name in table["slide_id"][gone])]
-    return replace(slides, table=table, left_out=left_out)
-
-
-def _timed(slides: LabelledSlides, place: Path, how: tuple[Any, ...]) -> tuple[CrossValidation, float]:
+def _timed(slides: LabelledSlides, place: Path, how: tuple[Any, ...]) -> tuple[CrossValidation, float | None]:
     """The cross-validation and the seconds that it took when it was done, which may have been an earlier time."""
+    before, begun = _weights(place), [*place.glob("**/checkpoints/*")]
     start_s = time.monotonic()
-    result = cross_validate(replace(slides), place, *how)  # a copy: what it reads of the bags goes with it
+    result = cross_validate(slides, place, *how)
     seconds, stated = round(time.monotonic() - start_s, 3), place / "seconds.json"
     of = result.model.training["fingerprint"]
-    if stated.is_file():
+    try:
         found = read_json(stated)
-        if found.get("fingerprint") == of:
-            return result, float(found["seconds"])
-    write_json(stated, {"fingerprint": of, "seconds": seconds})
-    return result, seconds
+        if found["fingerprint"] == of:
+            known = found["seconds"]
+            return result, None if known is None else float(known)
+    except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one
+        pass
+    whole = None if begun or before & _weights(place) else seconds
+    write_json(stated, {"fingerprint": of, "seconds": whole})
+    return result, whole
+
+
+def _weights(place: Path) -> set[tuple[Path, int]]:
+    """The weights of the folds and when they were written: those that stay were not trained anew."""
+    found = [*place.glob("folds/**/*.safetensors"), *place.glob("repeats/**/*.safetensors")]
+    return {(path, path.stat().st_mtime_ns) for path in found}
 
 
 def _cell(
-    backbone: str, head: str, results: dict[str, tuple[CrossValidation, float]], reference: str, target: Target
+    backbone: str, head: str, results: dict[str, tuple[CrossValidation, float | None]], reference: str, target: Target
 ) -> Cell:
     result, seconds = results[f"{backbone}/{head}"]
     figure = result.metrics[target.name]["patient"][next(iter(target.metrics))]
@@ -285,6 +273,10 @@ def _row(cell: Cell, figure: str) -> dict[str, Any]:
         | {("difference" if key == "value" else f"difference_{key}"): cell.difference[key] for key in _NUMBERS}  # type: ignore[literal-required]
         | {"parameters": cell.parameters, "seconds": cell.seconds}
     )
+
+
+def _whole(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"{seconds:.0f}"
 
 
 def _text(figure: Figure) -> str:

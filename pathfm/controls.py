@@ -52,23 +52,25 @@ def controls(
     classes balanced), of a number a ridge regression. Its figure is the target's main one by patient; the difference is
     model minus control over the same resamples of patients. A control speaks against the model where the lower bound of
     the difference is not above 0, and also where the figure is an AUROC of at least 0.7; no such bound is known for the
-    figures of other kinds. Of survival there are no controls.
+    figures of other kinds. Of survival there are no controls, and none of the site where no site is in two folds, for of
+    one that it has not learned from it can say nothing.
 
     Args:
-        predictions: a predictions table with the columns slide_id, patient_id, fold, label and `target.names`.
+        predictions: a predictions table with the columns slide_id, patient_id, fold, label and `target.names`; where it
+            has a column `repeat`, figures and differences are means over the repeats, each with its folds.
         mean_rgb: slide_id to the mean colour of its tissue tiles, float (3,); NaN or absent where not known.
         site: slide_id to its site; "" or absent where not known.
         target: what was asked.
         seed: of the resampling, that of the model's figures.
     """
-    rows = predictions[is_scored(predictions, target)].reset_index(drop=True)
-    ids = rows["slide_id"].astype(str)
+    repeats = _repeats(predictions, target)
+    ids = repeats[0]["slide_id"].astype(str)
     known = {
         "mean_colour": _colours([mean_rgb.get(one) for one in ids]),
-        "site": _sites([site.get(one, "") for one in ids]),
+        "site": _sites([site.get(one, "") for one in ids], repeats),
     }
     blocks = {
-        name: _unavailable(what) if isinstance(what, str) else _control(name, what, rows, target, seed)
+        name: _unavailable(what) if isinstance(what, str) else _control(name, what, repeats, target, seed)
         for name, what in known.items()
     }
     return {"controls": blocks, "confounded": _verdict(blocks)}
@@ -81,6 +83,16 @@ class _Known(NamedTuple):
     transformer: Any
 
 
+def _repeats(predictions: pd.DataFrame, target: Target) -> list[pd.DataFrame]:
+    """Of each repeat the rows that all of them score, in one order."""
+    rows = predictions[is_scored(predictions, target)]
+    parts = [part for _, part in rows.groupby("repeat")] if "repeat" in rows and len(rows) else [rows]
+    ids = parts[0]["slide_id"]
+    for part in parts[1:]:
+        ids = ids[ids.isin(part["slide_id"])]
+    return [part.set_index("slide_id").loc[ids].reset_index() for part in parts]
+
+
 def _colours(colours: Sequence[NDArray[np.floating[Any]] | None]) -> _Known | str:
     known = [colour is not None and bool(np.isfinite(colour).all()) for colour in colours]
     if not all(known):
@@ -88,36 +100,44 @@ def _colours(colours: Sequence[NDArray[np.floating[Any]] | None]) -> _Known | st
     return _Known(np.array(colours, dtype=np.float64).reshape(len(colours), 3), StandardScaler())
 
 
-def _sites(sites: Sequence[str]) -> _Known | str:
+def _sites(sites: Sequence[str], repeats: Sequence[pd.DataFrame]) -> _Known | str:
     if not any(sites):
         return "the cohort states no site (column 'site')"
     if len(set(sites)) == 1:
         return f"all slides come from one site ({sites[0]})"
+    stated = np.array(sites, dtype=object) != ""
+    if not any((part["fold"][stated].groupby(np.array(sites)[stated]).nunique() > 1).any() for part in repeats):
+        return "no site is in two folds, so nothing is known of the sites of the fold that is scored"
     return _Known(np.array(sites, dtype=object).reshape(-1, 1), OneHotEncoder(handle_unknown="ignore"))
 
 
-def _control(name: str, known: _Known, rows: pd.DataFrame, target: Target, seed: int) -> dict[str, Any]:
-    slides, folds = scored_slides(rows, target), rows["fold"].to_numpy()
+def _control(name: str, known: _Known, repeats: Sequence[pd.DataFrame], target: Target, seed: int) -> dict[str, Any]:
     learn = _learner(target)
     if learn is None:
         return _unavailable(f"there is no control for a target of the kind {target.kind}")
-    scores = np.empty_like(slides.scores)
-    for fold in np.unique(folds):
-        scored = folds == fold
-        try:
-            target.require(slides.truth[~scored])
-        except InputError:
-            what = "a class has no slide left" if target.counts(slides.truth) else "too few different slides are left"
-            return _unavailable(f"without fold {fold} {what} to train the control on")
-        scores[scored] = learn(known, slides.truth, ~scored)
-    return _judged(name, slides, replace(slides, scores=scores), target, seed)
+    models, of_control = [], []
+    for rows in repeats:
+        slides, folds = scored_slides(rows, target), rows["fold"].to_numpy()
+        scores = np.empty_like(slides.scores)
+        for fold in np.unique(folds):
+            scored = folds == fold
+            try:
+                target.require(slides.truth[~scored])
+            except InputError:
+                what = "a class has no slide" if target.counts(slides.truth) else "too few different slides are"
+                return _unavailable(f"without fold {fold} {what} left to train the control on")
+            scores[scored] = learn(known, slides.truth, ~scored)
+        models.append(by_patient(slides, target))
+        of_control.append(by_patient(replace(slides, scores=scores), target))
+    return _judged(name, models, of_control, target, seed)
 
 
-def _judged(name: str, slides: Scored, control: Scored, target: Target, seed: int) -> dict[str, Any]:
+def _judged(
+    name: str, models: Sequence[Scored], of_control: Sequence[Scored], target: Target, seed: int
+) -> dict[str, Any]:
     main, metric = next(iter(target.metrics.items()))
-    patients, of_control = by_patient(slides, target), by_patient(control, target)
-    reached = figures([of_control], {main: metric}, seed)[main]
-    better = difference([patients], [of_control], metric, seed)
+    reached = figures(of_control, {main: metric}, seed)[main]
+    better = difference(models, of_control, metric, seed)
     if reached["value"] is None or better["low"] is None:
         return _unavailable("the figure of the scored patients cannot be computed")
     high = main == "auroc" and reached["value"] >= CONTROL_AUROC

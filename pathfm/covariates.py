@@ -10,6 +10,7 @@ import numpy as np
 
 from pathfm.errors import CohortError, InputError
 from pathfm.progress import logger
+from pathfm.targets.numbers import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 MOST_LEVELS = 32
 """Categories of a column; one with more is an id or free text, of which a head learns patients by heart."""
 _MOST_COLUMNS = 256
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Covariate(NamedTuple):
@@ -128,7 +128,7 @@ def _column(cohort: Cohort, name: str, known: Sequence[str]) -> Covariate:
         what = "is empty in every row" if not known else f"holds nothing but {known[0]!r}"
         message = f"{cohort.source}: column {name!r} {what}; leave it out of --covariates, or fill it"
         raise CohortError(message)
-    if all(_number(text) is not None for text in known):
+    if not any(math.isnan(number_of(text)) for text in known):
         return Covariate(name)
     if len(known) > MOST_LEVELS:
         message = (
@@ -139,17 +139,9 @@ def _column(cohort: Cohort, name: str, known: Sequence[str]) -> Covariate:
     return Covariate(name, tuple(known))
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if abs(value) <= _LARGEST else None  # NaN is not
-
-
 def _numbers(column: Covariate, cells: pd.Series[str]) -> NDArray[np.float32]:
-    values = [_number(text) if text else math.nan for text in cells]
-    odd = next((at for at, value in enumerate(values) if value is None), None)
+    values = [number_of(text) for text in cells]
+    odd = next((at for at, value in enumerate(values) if math.isnan(value) and cells.iloc[at]), None)
     if odd is not None:
         message = (
             f"column {column.name!r} holds {cells.iloc[odd]!r} for slide {cells.index[odd]}, and is a number elsewhere;"

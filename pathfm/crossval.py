@@ -134,7 +134,7 @@ def cross_validate(
         settings: how the head is trained.
         warnings: to be said before those of the figures.
     """
-    _require_repeats(folding)
+    require_repeats(folding)
     repeats = [repeat_settings(settings, repeat) for repeat in range(folding.repeats)]
     cuts = [fold_column(slides, folding, one.seed) for one in repeats]
     _drop_others(out, folding)
@@ -156,7 +156,7 @@ def cross_validate(
             unit=slides.unit,
             protocol=str(folding),
             left_out=slides.left_out,
-            controls=controls(scored[0][target.name], slides.mean_rgb, slides.sites, target),
+            controls=controls(rows[target.name], slides.mean_rgb, slides.sites, target),
             folds=fold_facts(slides, cuts[0], parts[0]),
             warnings=said,
         )
@@ -210,7 +210,7 @@ def hand_on(model: Model, folder: Path) -> Model:
         found = read_model(folder)
     except ModelError:
         found = None
-    if found is not None and (found.training, found.figures) == (model.training, model.figures):
+    if found is not None and replace(found, heads=()) == replace(model, heads=()):  # the weights follow from the rest
         return found
     write_model(folder, model)
     return model
@@ -227,12 +227,8 @@ def _place(out: Path, repeat: int) -> tuple[Path, str]:
 
 
 def _write_repeats(out: Path, slides: LabelledSlides, rows: dict[str, pd.DataFrame], folding: Folding) -> None:
-    for target in slides.task.targets:
-        path = (out if len(rows) == 1 else out / target.folder) / "repeats.csv"
-        if folding.repeats > 1:
-            write_table(path, rows[target.name])
-        else:
-            path.unlink(missing_ok=True)
+    for target in slides.task.targets if folding.repeats > 1 else ():
+        write_table((out if len(rows) == 1 else out / target.folder) / "repeats.csv", rows[target.name])
 
 
 def _write_ensemble(folder: Path, models: Sequence[Model], metrics: dict[str, dict[str, Any]]) -> Model:
@@ -242,7 +238,12 @@ def _write_ensemble(folder: Path, models: Sequence[Model], metrics: dict[str, di
     return hand_on(replace(ensemble(models), figures=figures), folder)
 
 
-def _require_repeats(folding: Folding) -> None:
+def require_repeats(folding: Folding) -> None:
+    """Refuses a number of repeats that cannot be.
+
+    Raises:
+        InputError: the most there can be.
+    """
     if not 1 <= folding.repeats <= MOST_HEADS // max(folding.folds, 1):
         message = (
             f"--repeats is {folding.repeats}; it must be 1 or more, and with {folding.folds} folds at most"

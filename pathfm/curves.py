@@ -51,8 +51,10 @@ def reliability(positive: Booleans, probability: Floats, bins: int = 10) -> list
     return [_reliability_bin(positive[rows], probability[rows]) for rows in groups]
 
 
-def roc_band(positive: Booleans, score: Floats, scored: Scored, seed: int = 0) -> RocBand:
-    """ROC curve with its pointwise 95 % band over resamples of patients.
+def roc_band(positive: Booleans, score: Floats, scored: Scored, seed: int = 0) -> RocBand | None:
+    """ROC curve with its pointwise 95 % band over resamples of patients; None where no row or every row is positive.
+
+    Resamples that lack one of the sides have no curve, and are left out, as `metrics.figure_of` leaves them out.
 
     Args:
         positive: bool (n,), which rows are.
@@ -60,11 +62,16 @@ def roc_band(positive: Booleans, score: Floats, scored: Scored, seed: int = 0) -
         scored: the rows that these are of.
         seed: of the resampling.
     """
+    if positive.all() or not positive.any():
+        return None
     grid = np.linspace(0.0, 1.0, 101)
     order = np.argsort(-score, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])
     draws = [
-        _tpr_at(grid, positive[order], weights[order], ends) for chunk in resamples(scored, seed) for weights in chunk
+        _tpr_at(grid, positive[order], weights[order], ends)
+        for chunk in resamples(scored, seed)
+        for weights in chunk
+        if (weights @ positive > 0) and (weights @ ~positive > 0)
     ]
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
     return RocBand(grid, _tpr_at(grid, positive[order], np.ones(len(order)), ends), low, high)
@@ -81,4 +88,4 @@ def _tpr_at(grid: Floats, positive: Booleans, weights: Floats, ends: Integers) -
     """True positive rate at each false positive rate of the grid; rows are sorted by falling score, ties end at `ends`."""
     tpr = np.r_[0.0, np.cumsum(weights * positive)[ends]]
     fpr = np.r_[0.0, np.cumsum(weights * ~positive)[ends]]
-    return np.asarray(np.interp(grid, fpr / max(fpr[-1], 1e-300), tpr / max(tpr[-1], 1e-300)))
+    return np.asarray(np.interp(grid, fpr / fpr[-1], tpr / tpr[-1]))

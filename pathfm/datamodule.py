@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from pathfm.bags import Bag, BagDataset, SampledBags, collate
 from pathfm.cohort import read_cohort
 from pathfm.epochs import EpochOrder
+from pathfm.errors import InputError
 from pathfm.heads import build_head
 from pathfm.labelled import labelled_slides
 from pathfm.milmodule import MILModule
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from pathfm.targets import Balance, Task
 
-_COX_BATCH = 32  # the partial likelihood compares the bags of a step; of one alone it is 0
+_FEWEST, _MOST = 2, 32  # bags a step of a target that compares them
+_STEPS = 4  # an epoch, where there are bags for so many
 
 
 class Rows(NamedTuple):
@@ -103,9 +105,8 @@ class SlideDataModule(LightningDataModule):
 
     @property
     def balance(self) -> Balance:
-        """The weights of the classes, where the settings want them and do not balance by drawing."""
-        weighed = self.settings.class_weights and not self.settings.balanced_sampling
-        return self.task.balance(self._truth) if weighed else ()
+        """The weights of the classes, where the settings want them."""
+        return self.task.balance(self._truth) if self.settings.class_weights else ()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The bags to learn from, in an order that depends on seed and epoch alone."""
@@ -113,7 +114,7 @@ class SlideDataModule(LightningDataModule):
         odds = balanced_odds(self.task, self._truth) if settings.balanced_sampling else None
         drawn = SampledBags(self.bags, settings.bag_size, settings.seed) if settings.bag_size else None
         order = EpochOrder(self.rows.learn, len(self.bags), settings.seed, odds, drawn)
-        return _loader(drawn or self.bags, batch_size(self.task, settings), order)
+        return _loader(drawn or self.bags, batch_size(self.task, settings, len(self.rows.learn)), order)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The whole bags to stop on, one a step; none where there are none."""
@@ -124,11 +125,22 @@ class SlideDataModule(LightningDataModule):
         return self.bags.truth[list(self.rows.learn)].numpy()
 
 
-def batch_size(task: Task, settings: TrainSettings) -> int:
-    """Bags a step."""
+def batch_size(task: Task, settings: TrainSettings, n_learn: int) -> int:
+    """Bags a step, of so many to learn from: those of the settings, or what the task needs.
+
+    Raises:
+        InputError: one, where a target compares those of a step.
+    """
+    compared = any(target.compares for target in task.targets)
+    if compared and settings.batch_size == 1:
+        message = (
+            "--training.batch_size is 1, and a Cox model learns by comparing the bags of a step;"
+            f" leave it out, or pass {_FEWEST} or more"
+        )
+        raise InputError(message)
     if settings.batch_size is not None:
         return settings.batch_size
-    return _COX_BATCH if any(target.kind == "cox" for target in task.targets) else 1
+    return min(_MOST, max(_FEWEST, n_learn // _STEPS)) if compared else 1
 
 
 def balanced_odds(task: Task, truth: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +51,7 @@ __all__ = [
 
 # What a damaged or hostile HDF5 file makes h5py raise.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
@@ -235,6 +238,9 @@ def _named_errors(path: Path) -> Iterator[None]:
         message = f"{path} may not be read ({error.strerror}); check its permissions"
         raise EmbeddingsError(path, message) from error
     except _HDF5_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # of the process, and no fault of the file
+            message = f"{path} cannot be opened ({os.strerror(error.errno)}); raise the limit with ulimit -n, or close other programs"
+            raise EmbeddingsError(path, message) from error
         raise damaged(path, f"cannot be read as an embeddings file ({error})") from error
 
 

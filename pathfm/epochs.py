@@ -140,7 +140,7 @@ class EpochOrder(DistributedSampler[int]):
         """Called by Lightning before each epoch."""
         super().set_epoch(epoch)
         if self.drawn is not None:
-            self.drawn.epoch = epoch
+            self.drawn.begin(epoch)
 
     def __iter__(self) -> Iterator[int]:
         order = np.resize(self._whole(), self.total_size)  # the first again until every process has as many
@@ -154,13 +154,14 @@ class EpochOrder(DistributedSampler[int]):
         return order[np.isin(order, self.rows)]
 
 
-def seed_step(seed: int, epoch: int, row: int, device: torch.device) -> None:
+def seed_step(seed: int, epoch: int, row: int, device: torch.device, times: int = 0) -> None:
     """Seeds torch for a step from the seed, the epoch and the first bag, so that its dropout depends on nothing else.
 
+    A bag that is drawn with replacement may have been first so many `times` in the epoch before.
     Only the generators that the step draws from: `torch.manual_seed` goes through those of all kinds of devices, which
     takes longer than the step of a small bag.
     """
-    number = int(np.random.SeedSequence([seed, epoch, row]).generate_state(1, np.uint64)[0])
+    number = int(np.random.SeedSequence([seed, epoch, row, times]).generate_state(1, np.uint64)[0])
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.manual_seed(number)

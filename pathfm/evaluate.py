@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,6 @@ from pathfm.progress import logger
 from pathfm.proven import name_some
 from pathfm.results import metrics_document, no_controls, summary, write_results
 from pathfm.scoring import score_tables
-
-if TYPE_CHECKING:
-    from pathfm.targets import Target
 
 PROTOCOL = "external evaluation"
 
@@ -78,11 +75,17 @@ def evaluate(
         frozen, table = read_model(model), read_cohort(cohort, names)
         asked = _label(table, frozen, label)
         slides = labelled_slides(
-            table, embeddings, asked, frozen.recipe, unit=frozen.unit, covariates=frozen.covariates or ()
+            table,
+            embeddings,
+            asked,
+            frozen.recipe,
+            unit=frozen.unit,
+            covariates=frozen.covariates or (),
+            asked=frozen.task,
         )
         require_recipe(embeddings[0], slides.recipe, frozen.recipe)
         _require_unseen(table, model, frozen, slides.table)
-        labels = pd.Series(_known_labels(table, frozen, slides), index=slides.table.index)
+        labels = pd.Series(_labels_by_name(frozen, slides), index=slides.table.index)
         rows = slides.table.assign(split="external", labels=labels)
         predictions = score_tables(frozen, rows, "split")
         metrics = {
@@ -113,24 +116,10 @@ def _label(cohort: Cohort, model: Model, given: str | None) -> str:
     return ",".join(f"{word.removesuffix(f':{target.kind}')}:{target.kind}" for word, target in pairs)
 
 
-def _known_labels(cohort: Cohort, model: Model, slides: LabelledSlides) -> list[dict[str, str]]:
-    """The labels of each row by the names of the model's targets."""
+def _labels_by_name(model: Model, slides: LabelledSlides) -> list[dict[str, str]]:
+    """The labels of each row by the names of the model's targets, whose columns may be called otherwise here."""
     pairs = list(zip(slides.task.targets, model.task.targets, strict=True))
-    for own, target in pairs:
-        _require_known(cohort, own.name, target, [row[own.name] for row in slides.table["labels"]])
     return [{target.name: row[own.name] for own, target in pairs} for row in slides.table["labels"]]
-
-
-def _require_known(cohort: Cohort, column: str, target: Target, texts: list[str]) -> None:
-    truth = target.of_texts(texts)
-    unknown = {text for text, row in zip(texts, truth, strict=True) if text and np.isnan(row).all()}
-    if unknown:
-        known = f"the model knows {', '.join(target.groups)}" if target.groups else f"the model reads {target.kind}"
-        message = (
-            f"{cohort.source}: column {column!r} holds {name_some(unknown)}, {known};"
-            " rename the labels, empty them, or pass another --label"
-        )
-        raise InputError(message)
 
 
 def _require_unseen(cohort: Cohort, folder: Path, model: Model, bags: pd.DataFrame) -> None:

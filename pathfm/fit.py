@@ -83,11 +83,12 @@ def fit(
         ModelError: the training diverged.
     """
     require_head(head)
-    keep_bags(bags, torch_device(settings), settings)
+    device = torch_device(settings)
+    keep_bags(bags, device, settings)
     wanted = fingerprint(bags, rows, task, head, settings, epochs)
     asked = epochs or settings.epochs
     best = Best(settings.patience, first_that_counts(settings, epochs)) if len(rows.stop) else None
-    with undisturbed(settings.seed), training_loggers(settings, folder, what) as loggers:
+    with undisturbed(settings.seed, device), training_loggers(settings, folder, what) as loggers:
         checkpoint = find_checkpoint(folder / "checkpoints", wanted)
         data = SlideDataModule(bags, rows, task, settings)
         module = data.module(head, standardise=checkpoint is None)
@@ -122,7 +123,7 @@ def fitted(module: MILModule, best: Best | None, ran: int, asked: int) -> Fit:
     Raises:
         ModelError: a weight is not finite.
     """
-    head = copy.deepcopy(module.scored).cpu()
+    head = copy.deepcopy(module.scored).cpu().requires_grad_()  # that of a running mean has no gradients
     kept = best is not None and bool(best.weights)
     if best is not None and kept:
         head.load_state_dict(best.weights)

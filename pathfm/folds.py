@@ -39,8 +39,8 @@ def assign_folds(
     not depend on the order of the rows.
 
     Args:
-        rows: one a slide, or a bag, indexed by its id; columns patient_id, stratum (as `Target.strata` has it: -1 without
-            a label, which is a stratum of its own) and, where folds are by site, site.
+        rows: one a slide, or of a bag one for each of its sites, indexed by its id; columns patient_id, stratum (as
+            `Target.strata` has it: -1 without a label, which is a stratum of its own) and, where folds are by site, site.
         folds: at least 2.
         seed: of the shuffle.
         classes: names of the strata, each of which every fold then has to hold; () for cuts of a number.
@@ -50,13 +50,13 @@ def assign_folds(
     Raises:
         InputError: more folds than can be, and the largest usable number; one class only; a row without site.
     """
-    table = rows[["patient_id", "stratum"]].sort_index()
+    table = rows[["patient_id", "stratum", *(["site"] if split == "site" else [])]].sort_index()
     _require_classes(table, classes)
     if folds < 2:
         message = f"{option} {folds} leaves nothing to score; use 2 or more"
         raise InputError(message)
     if split == "site":
-        dealt = deal_sites(table.assign(site=rows["site"]), folds, seed, classes, option)
+        dealt = deal_sites(table, folds, seed, classes, option)
     else:
         _require_patients(table, folds, classes, option)
         dealt = {patient: place % folds for place, patient in enumerate(_shuffled(table, seed))}

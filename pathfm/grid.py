@@ -1,16 +1,23 @@
-"""What a comparison is over: heads and backbones as the user names them, and the cell that the others are compared with."""
+"""What a comparison is over: heads and backbones as the user names them, the reference, and the slides that all have."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pathfm.errors import EmbeddingsDamagedError, InputError, UnknownNameError
 from pathfm.heads import require_head
+from pathfm.labelled import LeftOut
+from pathfm.patients import NO_EMBEDDINGS, slides_of_bag
+from pathfm.progress import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from pathfm.cohort import Cohort
+    from pathfm.labelled import LabelledSlides
 
 _RECIPE = re.compile(r"-[0-9a-f]{8}$")
 
@@ -96,3 +103,40 @@ def reference_of(given: str | None, pairs: Sequence[tuple[str, str]]) -> str:
     if name not in names:
         raise UnknownNameError("reference", given, names, "pass --reference one of the cells as BACKBONE/HEAD")
     return name
+
+
+def shared_slides(
+    joined: dict[str, LabelledSlides], cohort: Cohort, join: Callable[[Cohort], dict[str, LabelledSlides]]
+) -> tuple[dict[str, LabelledSlides], list[str]]:
+    """The cohort of each backbone with those slides alone that all backbones can score, and a note on the others.
+
+    Args:
+        joined: all of the cohort with each backbone.
+        cohort: the cohort.
+        join: what joins some of its rows, so that the bag of a patient is made of the slides that all have.
+
+    Raises:
+        InputError: there are none.
+    """
+    usable = [_usable_slides(slides) for slides in joined.values()]
+    shared, ever = set.intersection(*usable), sorted(set.union(*usable))
+    lacking = [name for name in ever if name not in shared]
+    if not lacking:
+        return joined, []
+    if not shared:
+        message = (
+            f"no slide has embeddings with tissue of all of {', '.join(joined)}; extract the same slides with each"
+        )
+        raise InputError(message)
+    named = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+    note = f"left out of all cells, for not every backbone has embeddings of it with tissue: {named}"
+    logger.warning("%s", note)
+    alike = join(replace(cohort, table=cohort.table[~cohort.table["slide_id"].isin(lacking)]))
+    more = [LeftOut(name, NO_EMBEDDINGS) for name in lacking]
+    return {name: replace(slides, left_out=[*slides.left_out, *more]) for name, slides in alike.items()}, [note]
+
+
+def _usable_slides(slides: LabelledSlides) -> set[str]:
+    usable = slides.usable
+    bags = zip(usable["slide_id"], usable["slide_digests"], strict=True)
+    return {name for slide_id, digests in bags for name in slides_of_bag(slide_id, len(digests))}

@@ -121,7 +121,7 @@ def heatmap(
         cohorts = [read_cohort(path.absolute(), names) for path in slides if path.suffix.lower() == ".csv"]
         choices = fold_choices(model, target, cohorts)
         if final_model or not choices:
-            choices = final_choices(final_model or model, target, cohorts, ids) | choices
+            choices = final_choices(final_model or model, target, cohorts, ids, embeddings) | choices
         files = _files_by_recipe(embeddings, choices.values())
         drawn_before = _read_rows(out / HEATMAPS_CSV)
         rows: list[HeatmapRow] = []

@@ -23,7 +23,8 @@ def keep_bags(bags: BagDataset, device: torch.device, settings: TrainSettings) -
     """Has bags stay where the settings say; the log says where that is.
 
     Auto takes the accelerator where the bags fill at most half of its free memory, else the memory under the same
-    condition, else each epoch reads them from disk. Bags that lie somewhere already stay there.
+    condition, else each epoch reads them from disk. Bags that lie somewhere already stay there: what they fill is not free,
+    so that the next fit would send them elsewhere. Of several processes each holds bags of its own, in memory.
 
     Args:
         bags: the dataset.
@@ -31,18 +32,19 @@ def keep_bags(bags: BagDataset, device: torch.device, settings: TrainSettings) -
         settings: say where.
     """
     if settings.devices > 1:
-        device = _CPU  # several processes take their bags from one memory, or each from disk
+        device = _CPU
     places = {"disk": None, "memory": _CPU, "device": device}
     if settings.keep != "auto":
         place = places[settings.keep]
-    elif bags.place == device:
+    elif bags.place is not None:
         return
     else:
-        size = bags.size_bytes
+        size = bags.size_bytes * settings.devices
         place = next((one for one in dict.fromkeys([device, _CPU]) if size <= _SHARE * free_bytes(one)), None)
     if place != bags.place:
         named = "on disk" if place is None else "in memory" if place == _CPU else f"on the device {place}"
-        logger.info("bags of %.1f GiB are kept %s", bags.size_bytes / 2**30, named)
+        each = f", by each of {settings.devices} processes" if place and settings.devices > 1 else ""
+        logger.info("bags of %.1f GiB are kept %s%s", bags.size_bytes / 2**30, named, each)
     bags.keep_on(place)
 
 

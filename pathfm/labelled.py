@@ -34,22 +34,40 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+class Labels(NamedTuple):
+    """What a cohort says of the slides whose bag has a label.
+
+    Attributes:
+        task: the targets, not fitted.
+        rows: those slides of the cohort's table: slide_id, patient_id, site, split.
+        truth: float32 (n, width), aligned with the rows; of a patient's slides what is known of the patient.
+        covariates: what joins the head, None for nothing.
+        values: the encoded covariates, float32 (n, m).
+    """
+
+    task: Task
+    rows: pd.DataFrame
+    truth: Truth
+    covariates: Covariates | None
+    values: NDArray[np.float32]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelledSlides:
     """The bags of a cohort that have a label: its slides, or its patients, in the cohort's order.
 
     Attributes:
-        table: one row a bag, columns slide_id (of a patient those of its slides with ";" between), patient_id, site,
-            split, files (a tuple of slides, each a tuple of embeddings files, one a cache; None where there are none),
-            n_tiles, slide_digests (a tuple, "" where not known), reason ("" where the bag can be learned from), label
-            (text; of several targets with ";" between), labels (a dict of the text of each target by its name, "" where
-            it has none) and covariates (float32 (m,), or None).
+        table: one row a bag, columns slide_id (of a patient those of its slides with ";" between), patient_id, sites (a
+            tuple of those of its slides, each once, "" where not known), split, files (a tuple of slides, each a tuple of
+            embeddings files, one a cache; None where there are none), n_tiles, slide_digests (a tuple, "" where not
+            known), reason ("" where the bag can be learned from), label (text; of several targets with ";" between),
+            labels (a dict of the text of each target by its name, "" where it has none) and covariates (float32 (m,), or
+            None).
         task: the targets, not fitted.
         truth: float32 (n, width), aligned with the rows of the table; NaN where a target has no label.
         covariates: what of the cohort table joins the head, None for nothing.
         unit: what a bag is of.
         recipe: the one recipe of the embeddings; of several caches `joined_recipe`.
-        dim: width of an embedding; of several caches their sum.
         licences: of the backbones, each once.
         mean_rgb: slide_id of a row to the mean colour of its tissue tiles, float32 (3,); as the first cache says.
         left_out: slides that no model learns from.
@@ -61,7 +79,6 @@ class LabelledSlides:
     covariates: Covariates | None
     unit: Unit
     recipe: dict[str, Any]
-    dim: int
     licences: tuple[Licence, ...]
     mean_rgb: dict[str, NDArray[np.float32]]
     left_out: list[LeftOut]
@@ -73,8 +90,8 @@ class LabelledSlides:
 
     @property
     def sites(self) -> dict[str, str]:
-        """slide_id to site, "" where unknown."""
-        return dict(zip(self.table["slide_id"], self.table["site"], strict=True))
+        """slide_id to site, "" where unknown; of a patient with slides of several sites these with ";" between."""
+        return dict(zip(self.table["slide_id"], self.table["sites"].map(BETWEEN.join), strict=True))
 
     @property
     def covariate_values(self) -> NDArray[np.float32] | None:
@@ -105,11 +122,13 @@ def labelled_slides(
     *,
     unit: Unit = "slide",
     covariates: Sequence[str] | Covariates = (),
+    asked: Task | None = None,
 ) -> LabelledSlides:
     """Joins the labelled rows of a cohort with the embeddings below some folders, proving each file.
 
-    A row without a label for any target is left out; so is a slide without tissue, and one that failures.csv says could
-    not be extracted. Embeddings of slides that the cohort does not name are let be.
+    A row without a label for any target is left out, of patients one none of whose slides has any; so is a slide without
+    tissue, and one that failures.csv says could not be extracted. Embeddings of slides that the cohort does not name are
+    let be.
 
     Args:
         cohort: the slides and their labels.
@@ -118,6 +137,7 @@ def labelled_slides(
         like: the recipe of a model, in whose order the features then stand.
         unit: what a bag is of; the slides of a patient have to agree in labels and covariates.
         covariates: columns that join the head, or those of a model.
+        asked: the task of a model, as `read_task` takes it; None to learn it from the cells.
 
     Raises:
         CohortError: a labelled slide that has no embeddings and is not known to have failed, nothing to learn from, or
@@ -128,15 +148,7 @@ def labelled_slides(
         LeakageError: one scan stands under two patients.
         LicenceError: a model is to be made of files that state more licences than one can pass on.
     """
-    require_unit(unit)
-    task, truth = read_task(cohort, label)
-    labelled = np.array([any(texts.values()) for texts in _labels(task, truth)], dtype=bool)
-    joined, values = _covariates(cohort, task, covariates)
-    truth, values = truth[labelled], values[labelled]
-    rows = cohort.table.loc[labelled, ["slide_id", "patient_id", "site", "split"]]
-    if unit == "patient":
-        _require_agreement(cohort, _labels(task, truth), joined, rows)
-        truth, values = (_of_patients(one, rows["patient_id"]) for one in (truth, values))
+    task, rows, truth, joined, values = read_labels(cohort, label, unit, covariates, asked)
     proven = prove(cohort, rows, folders, like)
     bags = bags_of(proven.table, unit)
     firsts = [places[0] for places in bags]
@@ -148,13 +160,49 @@ def labelled_slides(
         covariates=joined,
         unit=unit,
         recipe=proven.recipe,
-        dim=proven.dim,
         licences=proven.licences,
         mean_rgb=_mean_rgb(table, bags, proven),
-        left_out=_left_out(cohort.table["slide_id"][~labelled], proven.table),
+        left_out=_left_out(cohort.table["slide_id"].drop(rows.index), proven.table),
     )
     _require_something(cohort, found)
     return found
+
+
+def read_labels(
+    cohort: Cohort,
+    label: str,
+    unit: Unit,
+    covariates: Sequence[str] | Covariates = (),
+    asked: Task | None = None,
+) -> Labels:
+    """What a cohort says of the slides whose bag has a label; their embeddings need not be there yet.
+
+    Args:
+        cohort: the slides and their labels.
+        label: the targets, as `read_task` has them.
+        unit: what a bag is of.
+        covariates: columns that join the head, or those of a model.
+        asked: the task of a model, as `read_task` takes it; None to learn it from the cells.
+
+    Raises:
+        InputError: what of these cannot be, as `labelled_slides` has it.
+    """
+    require_unit(unit)
+    task, truth = read_task(cohort, label, asked)
+    labelled = _is_labelled(task, truth, cohort.table["patient_id"] if unit == "patient" else cohort.table["slide_id"])
+    joined, values = _covariates(cohort, task, covariates)
+    truth, values = truth[labelled], values[labelled]
+    rows = cohort.table.loc[labelled, ["slide_id", "patient_id", "site", "split"]]
+    if unit == "patient":
+        _require_agreement(cohort, _labels(task, truth), joined, rows)
+        truth, values = (_of_patients(one, rows["patient_id"]) for one in (truth, values))
+    return Labels(task, rows, truth, joined, values)
+
+
+def _is_labelled(task: Task, truth: Truth, bags: pd.Series[str]) -> NDArray[np.bool_]:
+    """Of each row whether its bag has a label: of a patient one slide that says it says it of all, as in `predict`."""
+    named = pd.Series([any(texts.values()) for texts in _labels(task, truth)], index=bags.index, dtype=bool)
+    return named.groupby(bags).transform("any").to_numpy(dtype=bool)
 
 
 def _labels(task: Task, truth: Truth) -> list[dict[str, str]]:
@@ -201,14 +249,13 @@ def _merged(
     labels: Sequence[dict[str, str]],
     covariates: NDArray[np.float32] | None,
 ) -> pd.DataFrame:
-    """One row a bag. A patient is of the first site, and in the first split, that its slides name."""
+    """One row a bag. A patient is of all sites, and in the first split, that its slides name."""
     columns = {name: list(slides[name]) for name in slides}
     of_bags = {name: [[values[place] for place in places] for places in bags] for name, values in columns.items()}
     table = pd.DataFrame(
         {
             "slide_id": [BETWEEN.join(names) for names in of_bags["slide_id"]],
             "patient_id": [patients[0] for patients in of_bags["patient_id"]],
-            "site": [next(filter(None, sites), "") for sites in of_bags["site"]],
             "split": [next(filter(None, splits), "") for splits in of_bags["split"]],
             "n_tiles": list(map(sum, of_bags["n_tiles"])),
             "reason": [reasons[0] for reasons in of_bags["reason"]],
@@ -216,8 +263,10 @@ def _merged(
     )
     files = [tuple(files) if all(files) else None for files in of_bags["files"]]
     digests = list(map(tuple, of_bags["slide_digest"]))
+    sites = [tuple(sorted(set(sites))) for sites in of_bags["site"]]
     return table.assign(
         files=_column(files, table),
+        sites=_column(sites, table),
         slide_digests=_column(digests, table),
         label=[BETWEEN.join(texts.values()) for texts in labels],
         labels=_column(labels, table),

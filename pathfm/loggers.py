@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 PROJECT = "pathfm"
 
 
+_SERVER = "MLFLOW_TRACKING_URI"
+_UNSAID = {"mlflow.user": PROJECT, "mlflow.source.name": PROJECT, "mlflow.source.git.commit": ""}
+
+
 @contextmanager
 def training_loggers(settings: TrainSettings, folder: Path, what: str) -> Iterator[list[Logger]]:
-    """The loggers of one fit; a fit that goes on later adds a run to those that are there.
+    """The loggers of one fit; a fit that goes on later adds a run to those that are there, and a failed one ends its own.
 
     CSV and TensorBoard write below `folder/logs`. W&B and MLflow do too where the environment names no server, by their
-    own variables such as WANDB_MODE and MLFLOW_TRACKING_URI; what they are told is settings, losses and rate.
+    own variables such as WANDB_MODE and MLFLOW_TRACKING_URI. What they are told is settings, losses, rate and the name of
+    the step; what they would find out by themselves (command line, paths, packages, git, user, host, load of the machine)
+    is switched off, for it may name people.
 
     Args:
         settings: says which.
@@ -37,13 +43,19 @@ def training_loggers(settings: TrainSettings, folder: Path, what: str) -> Iterat
     """
     logs = folder / "logs"
     run = f"run-{1 + len(list(logs.glob('run-*')))}"
-    made = [_logger(name, folder, run, what) for name in settings.loggers]
-    for logger in made:
-        logger.log_hyperparams(asdict(settings))
-    yield made
-    for logger in made:
-        if isinstance(logger, WandbLogger):  # or the next fit of the process would go on with this run
-            logger.experiment.finish()
+    made: list[Logger] = []
+    status = "failed"
+    try:
+        for name in settings.loggers:
+            made.append(_logger(name, folder, run, what))
+            made[-1].log_hyperparams(asdict(settings))
+        yield made
+        status = "success"
+    finally:
+        for logger in made:
+            logger.finalize(status)
+            if isinstance(logger, WandbLogger):  # Lightning leaves it open
+                logger.experiment.finish(int(status == "failed"))
 
 
 def _logger(name: LoggerName, folder: Path, run: str, what: str) -> Logger:
@@ -52,12 +64,45 @@ def _logger(name: LoggerName, folder: Path, run: str, what: str) -> Logger:
             return CSVLogger(folder, "logs", run)
         if name == "tensorboard":
             return TensorBoardLogger(folder, "logs", run)
-        if name == "wandb":
-            (folder / "logs" / run).mkdir(parents=True, exist_ok=True)
-            return WandbLogger(name=what, save_dir=folder / "logs" / run, project=PROJECT, log_model=False)
-        server = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'logs' / 'mlflow.db').absolute()}"
         (folder / "logs" / run).mkdir(parents=True, exist_ok=True)
-        return MLFlowLogger(PROJECT, what, tracking_uri=server)
+        if name == "wandb":
+            return WandbLogger(log_model=False, experiment=_wandb_run(folder / "logs" / run, what))
+        return _mlflow_run(folder / "logs", what)
     except ModuleNotFoundError as error:
         what = f"the logger {name}"
         raise MissingExtraError(what, name) from error
+
+
+def _mlflow_run(folder: Path, what: str) -> MLFlowLogger:
+    named = os.environ.get(_SERVER)
+    server = named or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+    logger = MLFlowLogger(PROJECT, what, tracking_uri=server, tags=dict(_UNSAID))
+    try:
+        _ = logger.experiment  # starts the run, and sets the variable, which the next fit would take for the user's
+    finally:
+        os.environ.pop(_SERVER, None)
+        os.environ.update({_SERVER: named} if named else {})
+    return logger
+
+
+def _wandb_run(folder: Path, what: str) -> Any:
+    """A run of its own, whatever others the process has open; W&B's logger would go on with one of them."""
+    import wandb
+
+    silent = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        host=PROJECT,
+        program=PROJECT,
+        program_abspath=PROJECT,
+        program_relpath=PROJECT,
+        save_code=False,
+        username=PROJECT,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    return wandb.init(project=PROJECT, name=what, dir=folder, reinit="create_new", settings=silent)

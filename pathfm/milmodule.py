@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pathfm.bags import Batch
 from pathfm.epochs import seed_step
+from pathfm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +36,8 @@ class MILModule(LightningModule):
 
     torch is seeded before every step from the seed, the epoch and the first bag of the batch, so that a fold sees the same
     dropout alone as in company, and a resumed training the same as one that went through.
+
+    The rate falls over the epochs of the settings, however many the trainer runs: give it `max_epochs=settings.epochs`.
 
     Attributes:
         head: what is trained.
@@ -66,13 +70,20 @@ class MILModule(LightningModule):
 
     @property
     def balance(self) -> Balance:
-        """The weights of the classes of each target."""
+        """The weights of the classes of each target, as the stopping loss takes them."""
         return tuple(getattr(self, f"balance_{index}") for index in range(self.n_balances))
+
+    @property
+    def learning_balance(self) -> Balance:
+        """Those of the training loss: none of the first target where drawing balances its classes."""
+        return (None, *self.balance[1:]) if self.balance and self.settings.balanced_sampling else self.balance
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The mean loss of the bags, a scalar."""
-        seed_step(self.settings.seed, self.current_epoch, int(batch.rows[0]), self.device)
-        loss = self.head.losses(batch.bags, self.task.criterion(batch.truth, self.balance)).mean()
+        first = int(batch.rows[0])
+        seed_step(self.settings.seed, self.current_epoch, first, self.device, self._times[first])
+        self._times[first] += 1
+        loss = self.head.losses(batch.bags, self.task.criterion(batch.truth, self.learning_balance)).mean()
         self._losses.append(loss.detach() * len(batch.rows))
         self._seen += len(batch.rows)
         return loss
@@ -109,7 +120,7 @@ class MILModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Logs the learning rate that the epoch starts with."""
-        self._losses, self._seen = [], 0
+        self._losses, self._seen, self._times = [], 0, Counter[int]()
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self) -> None:
@@ -117,12 +128,20 @@ class MILModule(LightningModule):
         self.log("train_loss", torch.stack(self._losses).sum() / self._seen, sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and its rate by the schedule over all epochs of the settings, per epoch or, one-cycle, per step."""
+        """AdamW, and its rate by the schedule over all epochs of the settings, per epoch or, one-cycle, per step.
+
+        Raises:
+            InputError: the schedule is one-cycle, and the trainer does not know its epochs.
+        """
         settings = self.settings
         optimizer = adamw(self.head.parameters(), settings)
         total = settings.epochs
         if settings.schedule == "one-cycle":
-            total *= math.ceil(self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1))
+            epochs, steps = self.trainer.max_epochs or 0, self.trainer.estimated_stepping_batches
+            if epochs < 1 or math.isinf(steps):
+                message = "the one-cycle schedule counts steps; give the Trainer max_epochs=settings.epochs"
+                raise InputError(message)
+            total *= math.ceil(steps / epochs)
         schedule = LambdaLR(optimizer, lambda done: rate(settings.schedule, done / total))
         interval = "step" if settings.schedule == "one-cycle" else "epoch"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from safetensors.torch import save
 
@@ -14,6 +14,7 @@ from pathfm.errors import InputError, ModelError
 from pathfm.files import write_atomically, write_json
 from pathfm.licences import Licence, licences_in_recipe, licences_of, unknown_licences
 from pathfm.modelheads import REMEDY, damaged, read_heads
+from pathfm.patients import Unit
 from pathfm.tables import first_line, read_document
 from pathfm.targets import Task
 from pathfm.version import __version__
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pathfm.heads import Head
-    from pathfm.patients import Unit
 
 FORMAT = "pathfm-model"
 FORMAT_VERSION = 3
@@ -34,7 +34,7 @@ _SHAPE: dict[str, Any] = {
     "pathfm_version": str,
     "heads": [{"name": str, "kwargs": {"*": (int, float, bool, str)}, "targets": _TARGETS}],
     "targets": _TARGETS,
-    "unit": ("slide", "patient"),
+    "unit": get_args(Unit),
     "covariates": ([{"name": str, "levels": [str]}], None),
     "dim": int,
     "recipe": {"backbone?": dict, "joined?": [{"backbone": {"name": str}}]},

@@ -61,6 +61,7 @@ def fold_column(
     rows = slides.table[chosen].set_index("slide_id")
     target, truth = slides.task.targets[0], slides.task.truths(slides.truth[chosen])[0]
     rows = rows.assign(stratum=strata_of(target, truth, list(rows["patient_id"])))
+    rows = rows.explode("sites").rename(columns={"sites": "site"})  # a patient's bag keeps all of its sites together
     assigned = assign_folds(rows, folding.folds, seed, target.groups, folding.split, option)
     of_patient = dict(zip(rows["patient_id"], assigned, strict=True))
     return slides.table["patient_id"].map(of_patient).astype("Int64")

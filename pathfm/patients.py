@@ -22,7 +22,9 @@ _BEST_FIRST = ("", NO_TISSUE, NO_EMBEDDINGS)
 
 
 def bags_of(slides: pd.DataFrame, unit: Unit) -> list[list[int]]:
-    """Of each bag the places of its slides, in the order of the table; a patient stands where its first slide does.
+    """Of each bag the places of its slides, sorted by slide_id; a patient stands where its first slide does.
+
+    Some heads read the slides of a bag in order, so that it may not depend on that of a table.
 
     A slide without tissue, or without embeddings, is in the bag of its patient only where no other slide is better.
 
@@ -44,8 +46,8 @@ def bags_of(slides: pd.DataFrame, unit: Unit) -> list[list[int]]:
     groups: dict[tuple[str, int], list[int]] = {}
     for place, patient in enumerate(slides["patient_id"]):
         groups.setdefault((patient, -1 if patient else place), []).append(place)
-    reasons = list(slides["reason"])
-    return [_best(places, reasons) for places in groups.values()]
+    names, reasons = list(slides["slide_id"]), list(slides["reason"])
+    return [_best(sorted(places, key=names.__getitem__), reasons) for places in groups.values()]
 
 
 def require_unit(unit: str) -> None:

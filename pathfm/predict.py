@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from pathfm.beside import covariates_of, require_tables, slides_to_score
 from pathfm.cohort import Cohort, read_cohort
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import InputError, SlidesFailedError
 from pathfm.isolation import Limits
 from pathfm.joined import Files, find_caches, slides_of
 from pathfm.model import Model, read_model
-from pathfm.patients import BETWEEN, NO_EMBEDDINGS, bags_of, require_agreement
+from pathfm.patients import BETWEEN, bags_of
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.results import write_results
@@ -21,9 +22,6 @@ from pathfm.scoring import BagScore, score_bag, score_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from pathfm.extract import ExtractResult
     from pathfm.failures import Failure
@@ -67,7 +65,7 @@ def predict(
     Returns:
         By the name of the target a table with one row a slide, or a patient where the model takes all slides of one as a
         bag: slide_id (of a patient those of its slides with ";" between), patient_id ("" where no table names it), split
-        ("new", or "seen" where the model has learned from the slide), label (""), predicted, the scores such as
+        ("new", or "seen" where the model knows the slide or its patient from its training), label (""), predicted, the scores such as
         prob_<class>, n_tiles, reason ("", "no_tissue", or "no_embeddings" for a slide that failed).
 
     Raises:
@@ -84,7 +82,7 @@ def predict(
         frozen = read_model(model)
         named = [one for one in slides or [] if one.suffix.lower() == ".csv"]
         tables = [read_cohort(one, names) for one in [*([cohort] if cohort else []), *named]]
-        _require_tables(frozen, tables)
+        require_tables(frozen, tables)
         failed: Sequence[Failure] = ()
         if embeddings is not None:
             files = slides_of(find_caches(embeddings, frozen.recipe))
@@ -131,38 +129,13 @@ def _files_of(made: ExtractResult) -> dict[str, Files | None]:
     return dict(sorted({**done, **{failure.slide_id: None for failure in made.failed}}.items()))
 
 
-def _require_tables(model: Model, tables: Sequence[Cohort]) -> None:
-    """Before hours of extraction: what the model reads beside the slides has to be there."""
-    if model.covariates:
-        for one in tables:
-            model.covariates.cells(one)
-    needed = ["patient_id"] if model.unit == "patient" else []
-    needed += [one.name for one in model.covariates.columns] if model.covariates else []
-    if needed and not tables:
-        message = (
-            f"the model reads the {', '.join(needed)} of each slide; pass --cohort a CSV with the columns"
-            f" {', '.join(dict.fromkeys(['slide_id', 'patient_id', *needed]))}"
-        )
-        raise InputError(message)
-
-
 def _bags(model: Model, files: dict[str, Files | None], tables: Sequence[Cohort]) -> pd.DataFrame:
     """One row a bag, as `score_tables` takes it."""
-    patients = {name: patient for one in reversed(tables) for name, patient in one.patients().items()}
-    unnamed = [name for name in files if name not in patients]
-    if unnamed and (model.unit == "patient" or model.covariates):
-        what = "covariates are taken as not known" + (" and each is a patient" if model.unit == "patient" else "")
-        logger.warning("no table names %d slides, such as %s: their %s", len(unnamed), unnamed[0], what)
-    slides = pd.DataFrame(
-        {
-            "slide_id": list(files),
-            "patient_id": [patients.get(name, "") for name in files],
-            "files": pd.Series(list(files.values()), dtype=object),
-            "reason": ["" if its_files else NO_EMBEDDINGS for its_files in files.values()],
-            "seen": [_is_seen(model, name, its_files) for name, its_files in files.items()],
-        }
-    )
-    covariates = _covariates(model, slides, tables)
+    slides = slides_to_score(model, files, tables)
+    slides["seen"] = [
+        _is_seen(model, *row) for row in slides[["slide_id", "patient_id", "files"]].itertuples(index=False)
+    ]
+    covariates = covariates_of(model, slides, tables)
     rows = []
     for places in bags_of(slides, model.unit):
         bag = slides.iloc[places]
@@ -178,31 +151,17 @@ def _bags(model: Model, files: dict[str, Files | None], tables: Sequence[Cohort]
     return pd.DataFrame(rows)
 
 
-def _covariates(model: Model, slides: pd.DataFrame, tables: Sequence[Cohort]) -> NDArray[np.float32] | None:
-    """The encoded covariates of each slide, or of its patient, float32 (n, m); None where the model reads none."""
-    if model.covariates is None:
-        return None
-    columns = [one.name for one in model.covariates.columns]
-    cells = pd.concat([model.covariates.cells(one) for one in tables])
-    cells = cells[~cells.index.duplicated()].reindex(slides["slide_id"], fill_value="")
-    if model.unit == "patient":
-        patients = pd.Series(list(slides["patient_id"]), index=cells.index)
-        of_known = (patients != "").to_numpy()
-        require_agreement(tables[0].source, cells[of_known], patients[of_known])
-        for column in columns:
-            filled = cells[column].where(cells[column] != "").groupby(patients.to_numpy()).transform("first").fillna("")
-            cells[column] = filled.where(of_known, cells[column])
-    return model.covariates.encode(cells)
-
-
 def _say_seen(model: Model, rows: pd.DataFrame) -> None:
     n_seen = int((rows["split"] == SEEN).sum())
     if n_seen:
-        what = "%d of %d %ss were in the training of this model: their scores say nothing"
+        what = "%d of %d %ss are known to the model, or their patients are, from its training: their scores say nothing"
         logger.warning(what, n_seen, len(rows), model.unit)
 
 
-def _is_seen(model: Model, slide_id: str, files: Files | None) -> bool:
+def _is_seen(model: Model, slide_id: str, patient_id: str, files: Files | None) -> bool:
+    """Slides by id or digest, and every slide of a patient of whom the training had another."""
+    if patient_id and patient_id in model.training["patients"]:
+        return True
     known: dict[str, str] = model.training["slides"]
     digests = {read_embeddings(file).slide_digest for file in files or ()} - {""}  # imported ones may have none
     return slide_id in known or not digests.isdisjoint(known.values())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pathfm.embeddings import Embeddings, require_one_recipe
@@ -30,16 +32,15 @@ class Proven(NamedTuple):
     Attributes:
         table: one row a slide, columns slide_id, patient_id, site, split, files (a tuple, one a cache, or None), n_tiles,
             slide_digest, reason ("" where it has tiles).
-        opened: slide_id to its embeddings, one a cache; the features stay on disk.
+        opened: slide_id to its embeddings, one a cache, without their rows: a map holds a file descriptor, of which a
+            process has few.
         recipe: the one recipe of the embeddings; of several caches `joined_recipe`. {} where nothing was opened.
-        dim: width of an embedding; of several caches their sum.
         licences: of the backbones, each once.
     """
 
     table: pd.DataFrame
     opened: dict[str, list[Embeddings]]
     recipe: dict[str, Any]
-    dim: int
     licences: tuple[Licence, ...]
 
 
@@ -65,11 +66,10 @@ def prove(cohort: Cohort, slides: pd.DataFrame, folders: Sequence[Path], like: d
     for cache in caches:
         _require_known(cohort, slides, cache)
         _say_ignored(set(cache.files) - set(cohort.table["slide_id"]), cache.folder)
-    opened = _open(slides)
-    table = _describe(slides, opened).reset_index(drop=True)
+    opened, n_tiles = _open(slides)
+    table = _describe(slides, opened, n_tiles).reset_index(drop=True)
     licences = tuple(dict.fromkeys(one for parts in opened.values() for part in parts for one in part.licences))
-    dim = next((sum(part.features.shape[1] for part in parts) for parts in opened.values()), 0)
-    proven = Proven(table, opened, _one_recipe(caches, opened), dim, licences)
+    proven = Proven(table, opened, _one_recipe(caches, opened), licences)
     if like is None and (table["reason"] == "").any():
         _require_few_licences(licences, folders)
     _require_one_patient_a_scan(cohort, table)
@@ -104,7 +104,7 @@ def _require_known(cohort: Cohort, table: pd.DataFrame, cache: Cache) -> None:
         rows = cohort.table.index[cohort.table["slide_id"].isin(missing)]
         message = (
             f"{cache.folder} has no embeddings of {len(missing)} labelled slides of {cohort.source}: {name_some(missing)}"
-            f" (rows {name_some(str(int(row) + 2) for row in rows)}); run pathfm extract for them, or empty their label"
+            f" (rows {name_some(str(int(row) + 2) for row in rows)}); run pathfm extract for them, or take their rows out"
         )
         raise CohortError(message)
 
@@ -114,18 +114,26 @@ def _say_ignored(names: set[str], folder: Path) -> None:
         logger.info("%s: %d files of slides that the cohort does not name are not used", folder, len(names))
 
 
-def _open(table: pd.DataFrame) -> dict[str, list[Embeddings]]:
-    """Proves and opens every file; the features stay on disk."""
+def _open(table: pd.DataFrame) -> tuple[dict[str, list[Embeddings]], dict[str, int]]:
+    """Proves and opens every file; what it says without its rows, and how many these are."""
     opened: dict[str, list[Embeddings]] = {}
+    n_tiles: dict[str, int] = {}
     pairs = [(slide_id, files) for slide_id, files in zip(table["slide_id"], table["files"], strict=True) if files]
     for slide_id, files in progress(pairs, "prove embeddings"):
-        opened[slide_id] = read_parts(files)
-        for path, one in zip(files, opened[slide_id], strict=True):
+        parts = read_parts(files)
+        opened[slide_id], n_tiles[slide_id] = list(map(_without_rows, parts)), len(parts[0].features)
+        for path, one in zip(files, parts, strict=True):
             if one.slide_id != slide_id:
                 message = f"{path} holds slide {one.slide_id}; give the file its slide's name, or extract again"
                 raise EmbeddingsStaleError(path, message)
     _require_one_width(pairs, opened)
-    return opened
+    return opened, n_tiles
+
+
+def _without_rows(embeddings: Embeddings) -> Embeddings:
+    width = embeddings.features.shape[1]
+    none = np.empty((0, 2), np.int32)
+    return replace(embeddings, features=np.empty((0, width), np.float16), coords=none, failed=none)
 
 
 def _require_one_width(pairs: Sequence[tuple[str, Files]], opened: dict[str, list[Embeddings]]) -> None:
@@ -154,8 +162,8 @@ def _one_recipe(caches: Sequence[Cache], opened: dict[str, list[Embeddings]]) ->
     )
 
 
-def _describe(slides: pd.DataFrame, opened: dict[str, list[Embeddings]]) -> pd.DataFrame:
-    tiles = [len(opened[slide_id][0].features) if slide_id in opened else 0 for slide_id in slides["slide_id"]]
+def _describe(slides: pd.DataFrame, opened: dict[str, list[Embeddings]], n_tiles: dict[str, int]) -> pd.DataFrame:
+    tiles = [n_tiles.get(slide_id, 0) for slide_id in slides["slide_id"]]
     reasons = [
         NO_EMBEDDINGS if slide_id not in opened else NO_TISSUE if n == 0 else ""
         for slide_id, n in zip(slides["slide_id"], tiles, strict=True)

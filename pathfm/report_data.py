@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,10 +175,13 @@ def _embeddings(
     folders: Sequence[Path], wanted: set[str], like: dict[str, Any] | None
 ) -> dict[str, tuple[Path, Embeddings]]:
     """Of each slide its file, the first of several, and what they say; without features."""
-    files = slides_of(find_caches(folders, like))
-    mine = {name: (its[0], facts_of(read_parts(its, "shape"))) for name, its in files.items() if its and name in wanted}
-    for name, (path, one) in mine.items():
-        require_slide(path, one, name)
+    mine = {}
+    for name, its in slides_of(find_caches(folders, like)).items():
+        if its and name in wanted:
+            facts = facts_of(read_parts(its, "shape"))
+            require_slide(its[0], facts, name)
+            # a map holds a file descriptor, of which a process has few
+            mine[name] = its[0], replace(facts, coords=np.array(facts.coords), failed=np.array(facts.failed))
     return mine
 
 

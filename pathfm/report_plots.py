@@ -37,8 +37,9 @@ def draw_plots(predictions: pd.DataFrame, target: Target, metrics: dict[str, Any
     drawings = {"forest": _forest(metrics, main, target.chance)}
     if outcomes:
         named = {f"{target.name} {name}": outcome for name, outcome in outcomes.items()}
+        bands = {name: roc_band(*outcome, patients) for name, outcome in named.items()}
         drawings |= {
-            "roc": draw_roc({name: roc_band(*outcome, patients) for name, outcome in named.items()}),
+            "roc": draw_roc({name: band for name, band in bands.items() if band}),
             "calibration": draw_calibration({name: reliability(*outcome) for name, outcome in named.items()}),
             "scores": _scores(patients, target, outcomes),
         }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
 from pathfm.cohortfigures import cohort_figures, is_scored
 from pathfm.errors import InputError, UnknownNameError
 from pathfm.files import write_json, write_text
-from pathfm.patients import n_slides_of
+from pathfm.patients import Unit, n_slides_of
 from pathfm.tables import first_line, misfit, read_document, read_table
 from pathfm.targets import Task
 from pathfm.targets.target import folder_name
@@ -19,16 +20,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pathfm.labelled import LeftOut
-    from pathfm.patients import Unit
     from pathfm.targets import Target
 
 _FORMAT, _FORMAT_VERSION = "pathfm-metrics", 2
+_RESULTS = ("predictions.csv", "metrics.json", "repeats.csv")
 _NUMBER = (float, None)
 _FIGURE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
 _FOLD = dict.fromkeys(("fold", "n_train_patients", "n_stop_patients", "n_scored_patients", "epochs"), int)
 _SHAPE = {
     "target": {"name": str, "kind": str},
-    "unit": ("slide", "patient"),
+    "unit": get_args(Unit),
     "figures": [str],
     "protocol": str,
     "n_slides": int,
@@ -53,13 +54,18 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def write_results(out: Path, results: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any] | None]]) -> None:
     """Writes predictions.csv and metrics.json: of one target into a folder, of several each into a folder of its own in it.
 
+    What an earlier run left in their places goes first, with the results of targets that are none of these, so that
+    nobody takes them for those of this run.
+
     Args:
         out: the folder.
         results: by the name of the target its predictions and its figures; None where there are no labels.
     """
-    if len(results) > 1:  # nobody is to take what one target left here before for one of these
-        for name in ("predictions.csv", "metrics.json"):
-            (out / name).unlink(missing_ok=True)
+    for folder in (out, *_folders_of_targets(out).values()):
+        for name in _RESULTS:
+            (folder / name).unlink(missing_ok=True)
+        if folder != out and not any(folder.iterdir()):
+            folder.rmdir()
     for name, (predictions, metrics) in results.items():
         folder = out if len(results) == 1 else out / folder_name(name)
         write_table(folder / "predictions.csv", predictions)
@@ -79,9 +85,9 @@ def find_results(folder: Path, target: str | None, remedy: str) -> Path:
         InputError: no results, or several targets and none named.
         UnknownNameError: no results of this target; those that are there are listed.
     """
-    alone = (folder / "metrics.json").is_file() or not any(folder.glob("*/metrics.json"))
-    places = [folder] if alone else sorted(path.parent for path in folder.glob("*/metrics.json"))
-    found = {read_metrics(place / "metrics.json", remedy)["target"]["name"]: place for place in places}
+    found = _folders_of_targets(folder)
+    if not found or (folder / "metrics.json").is_file():
+        found = {read_metrics(folder / "metrics.json", remedy)["target"]["name"]: folder}
     if target is None and len(found) > 1:
         message = f"{folder} holds results of several targets; pass --target one of {', '.join(sorted(found))}"
         raise InputError(message)
@@ -89,6 +95,17 @@ def find_results(folder: Path, target: str | None, remedy: str) -> Path:
     if name not in found:
         raise UnknownNameError("target", name, found, f"{folder} holds these; pass --target one of them")
     return found[name]
+
+
+def _folders_of_targets(folder: Path) -> dict[str, Path]:
+    """Of each target of several its folder; results that somebody else put below this one are not called like theirs."""
+    found = {}
+    for path in sorted(folder.glob("*/metrics.json")):
+        with suppress(InputError):
+            name = read_document(path, _FORMAT, _FORMAT_VERSION, {"target": {"name": str}}, "")["target"]["name"]
+            if path.parent.name == folder_name(name):
+                found[name] = path.parent
+    return found
 
 
 def read_predictions(path: Path, target: Target, remedy: str) -> pd.DataFrame:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pathfm.errors import InputError
 
 _WIDEST = 1 << 16  # no head is wider; a typing error would ask for terabytes
 Schedule = Literal["cosine", "one-cycle", "constant"]
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+_SHAPE = ("hidden", "attention", "dropout")  # settings that are keywords of every head
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class TrainSettings:
     head_options: dict[str, Any] = field(default_factory=dict)
     """Options of the head's own, by name; docs/heads.md lists them."""
     batch_size: int | None = None
-    """Slides a step; 1 where not given, and 32 for a Cox model, which compares the patients of a step."""
+    """Slides a step; by default 1, and for a Cox model, which compares them, a quarter of those it learns from, 2 to 32."""
     bag_size: int | None = None
     """Most instances of a bag that a step draws; all where not given. The log says what share of them that is."""
     balanced_sampling: bool = False
@@ -67,6 +71,13 @@ class TrainSettings:
     """Where losses and rate go: csv, tensorboard, wandb, mlflow."""
 
     def __post_init__(self) -> None:
+        for name, kind in _kinds().items():
+            given = getattr(self, name)
+            _require(name, repr(given), _fits(given, kind), _worded(kind))
+        shared = sorted(set(_SHAPE) & set(self.head_options))
+        if shared:
+            message = f"--training.head_options names {shared[0]}, an option of all heads; pass --training.{shared[0]}"
+            raise InputError(message)
         for name in ("epochs", "hidden", "attention", "patience", "min_epochs", "devices"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("batch_size", "bag_size"):
@@ -84,10 +95,42 @@ class TrainSettings:
 
     def head_kwargs(self) -> dict[str, Any]:
         """The keywords of `build_head`."""
-        return {"hidden": self.hidden, "attention": self.attention, "dropout": self.dropout} | self.head_options
+        return {name: getattr(self, name) for name in _SHAPE} | self.head_options
 
 
-def _require(name: str, value: float | None, holds: bool, rule: str) -> None:
+@cache
+def _kinds() -> dict[str, Any]:
+    """The type of each field."""
+    return get_type_hints(TrainSettings)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a field, which nobody but a command line has looked at yet."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in parts)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, one) for one in parts)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, parts[0]) for one in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def _worded(kind: Any) -> str:
+    """A type of a field in words."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, parts))
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_worded, parts))
+    if get_origin(kind) is list:
+        return f"a list of {_worded(parts[0])}"
+    return "options by name" if get_origin(kind) is dict else _WORDS[kind]
+
+
+def _require(name: str, value: float | str | None, holds: bool, rule: str) -> None:
     if not holds:
         message = f"--training.{name} is {value}; it must be {rule}"
         raise InputError(message)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
 from pathfm.backbones import find_backbone
 from pathfm.cohort import read_cohort
-from pathfm.crossval import crossval, hand_on, refit
+from pathfm.crossval import crossval, hand_on, refit, require_repeats
+from pathfm.datamodule import batch_size as bags_a_step
 from pathfm.errors import CohortError, SlidesFailedError
 from pathfm.extract import extract_slides, plan_extraction
 from pathfm.failures import Failure, write_failures
@@ -18,7 +18,9 @@ from pathfm.folds import Split, assign_folds, strata_of
 from pathfm.heads import build_head
 from pathfm.heatmap import heatmap
 from pathfm.isolation import Limits
+from pathfm.labelled import read_labels
 from pathfm.licences import require_permissive
+from pathfm.outoffold import Folding, repeat_settings
 from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
 from pathfm.privacy import private_run
 from pathfm.progress import log_to
@@ -28,15 +30,16 @@ from pathfm.settings import TrainSettings
 from pathfm.slide import Reader  # noqa: TC001 - the command line reads the annotation
 from pathfm.slidefiles import DigestKind  # noqa: TC001 - the command line reads the annotation
 from pathfm.sources import find_slides
-from pathfm.targets import Target, Task, read_task
 from pathfm.tiles import TileSpec
 from pathfm.tissue import TissueSpec
+from pathfm.trainer import torch_device
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pathfm.backbones import Engine, Precision
     from pathfm.cohort import Cohort
+    from pathfm.targets import Target, Task
     from pathfm.work import ExtractWork
 
 _ANY_WIDTH = 64
@@ -142,7 +145,8 @@ def run(
     key = pseudonymise
     with private_run(key, out, cohort=cohort, outlines=outlines) as names:
         table = read_cohort(cohort, names)
-        task = _require_plan(table, label, folds, split, head, training, covariates or [])
+        folding = Folding(folds, split, repeats)
+        task = _require_plan(table, label, folding, unit, head, training, covariates or [])
         sources = find_slides([cohort], mpp_override, names)
         with log_to(out / "pathfm.log"):
             reading = (workers, reader, digest, max_failed_share, limits)
@@ -152,8 +156,8 @@ def run(
             write_failures(out / "failures.csv", [*extracted.failed, *extracted.empty])
             _require_some(table, len(sources), extracted.failed)
             folders = list(extracted.folders)
-            folding = (split, repeats, training, require_license, key)
-            result = crossval(cohort, folders, label, out / "crossval", folds, head, unit, covariates, *folding)
+            more = (split, repeats, training, require_license, key)
+            result = crossval(cohort, folders, label, out / "crossval", folds, head, unit, covariates, *more)
             if final == "refit":
                 again = (head, unit, covariates, training, result.metrics, key)
                 refit(cohort, folders, label, out / "model", result.epochs, *again)
@@ -224,22 +228,26 @@ def _draw(
 def _require_plan(
     cohort: Cohort,
     label: str,
-    folds: int,
-    split: Split,
+    folding: Folding,
+    unit: Unit,
     head: str,
     training: TrainSettings,
     covariates: list[str],
 ) -> Task:
-    """A wrong table, label, head, option or number of folds shows before hours of extraction."""
-    task, truth = read_task(cohort, label)
-    cohort.cells(covariates, "covariates")
-    labelled = ~np.isnan(truth).all(axis=1)
-    rows = cohort.table[labelled].set_index("slide_id")
-    first = task.targets[0]
-    strata = strata_of(first, task.truths(truth[labelled])[0], list(rows["patient_id"]))
-    assign_folds(rows.assign(stratum=strata), folds, training.seed, first.groups, split)
+    """What the cross-validation would refuse of table, labels, covariates, folds, head or machine, before hours of extraction."""
+    require_repeats(folding)
+    torch_device(training)
+    task, rows, truth, joined, _ = read_labels(cohort, label, unit, covariates)
+    bags_a_step(task, training, len(rows))
+    first, rows = task.targets[0], rows.set_index("slide_id")
+    rows = rows.assign(stratum=strata_of(first, task.truths(truth)[0], list(rows["patient_id"])))
+    for repeat in range(folding.repeats):
+        seed = repeat_settings(training, repeat).seed
+        fold_of = assign_folds(rows, folding.folds, seed, first.groups, folding.split).to_numpy()
+        for fold in range(folding.folds):
+            task.require(truth[fold_of != fold])
     with torch.device("meta"):  # a wrong option of the head shows without memory for its weights
-        build_head(head, _ANY_WIDTH, task.n_outputs, len(covariates), **training.head_kwargs())
+        build_head(head, _ANY_WIDTH, task.n_outputs, joined.width if joined else 0, **training.head_kwargs())
     return task
 
 

@@ -80,14 +80,15 @@ def fit_all(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> lis
 
 def _fit_together(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> list[Fit]:
     settings, what = jobs[0].settings, f"{jobs[0].what} and {len(jobs) - 1} more"
-    keep_bags(bags, torch_device(settings), settings)
+    device = torch_device(settings)
+    keep_bags(bags, device, settings)
     each = [fingerprint(bags, job.rows, task, head, job.settings, job.epochs) for job in jobs]
     checkpoints = jobs[0].folder / "checkpoints"
-    with undisturbed(settings.seed), ExitStack() as stack:
+    with undisturbed(settings.seed, device), ExitStack() as stack:
         checkpoint = find_checkpoint(checkpoints, sha256_text(canonical_json(each)))
         members, data = [], []
         for job in jobs:
-            torch.manual_seed(settings.seed)  # each draws the weights that it would draw alone
+            torch.default_generator.manual_seed(settings.seed)  # each draws the weights that it would draw alone
             data.append(SlideDataModule(bags, job.rows, task, settings))
             module = data[-1].module(head, standardise=checkpoint is None)
             best = Best(settings.patience, first_that_counts(settings, job.epochs)) if len(job.rows.stop) else None
@@ -113,6 +114,10 @@ def _groups(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> lis
     for at, job in enumerate(jobs):
         facts = task.fitted(bags.truth[list(job.rows.learn)].numpy()).facts()
         groups.setdefault(canonical_json([asdict(job.settings), facts]), []).append(at)
+    if jobs and jobs[0].settings.together == "always" and len(groups) > len({str(job.settings) for job in jobs}):
+        logger.warning(
+            "--training.together always: the training rows of each fold decide its targets, so they go apart"
+        )
     parts = []
     for group in groups.values():
         joined = len(group) > 1 and _go_together(bags, [jobs[at] for at in group], task, head)
@@ -123,16 +128,31 @@ def _groups(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> lis
 def _go_together(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> bool:
     """Whether jobs of the same settings can be fitted together, and whether that is faster."""
     settings = jobs[0].settings
-    one_by_one = batch_size(task, settings) == 1 and settings.devices == 1 and not settings.balanced_sampling
-    if settings.together == "never" or not one_by_one or settings.precision == 16:
+    if settings.together == "never":
+        return False
+    hindrance = _hindrance(jobs, task, settings)
+    if hindrance:
+        if settings.together == "always":
+            logger.warning("--training.together always: %s, so folds are trained one after the other", hindrance)
         return False
     device = torch_device(settings)
-    with undisturbed(settings.seed):
+    with undisturbed(settings.seed, device):
         data = SlideDataModule(bags, jobs[0].rows, task, settings)
         modules = [data.module(head, standardise=False) for _ in range(2)]
         return (settings.together == "always" or _pays(bags, jobs, modules[0], device)) and _can_be_stacked(
             bags, jobs[0], modules
         )
+
+
+def _hindrance(jobs: Sequence[Job], task: Task, settings: TrainSettings) -> str:
+    """Why fits that share their steps would not be those of `fit`; "" where they are."""
+    if any(batch_size(task, settings, len(job.rows.learn)) > 1 for job in jobs):
+        return "a step takes several bags, which are others in each fold"
+    if settings.balanced_sampling:
+        return "the classes of each fold are drawn by its own odds"
+    if settings.devices > 1:
+        return f"they share {settings.devices} devices"
+    return "the gradients of each fold are scaled for 16 bit by themselves" if settings.precision == 16 else ""
 
 
 def _pays(bags: BagDataset, jobs: Sequence[Job], module: MILModule, device: torch.device) -> bool:

@@ -13,7 +13,7 @@ from pathfm.fit import Fit, Rows, fingerprint
 from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
 from pathfm.licences import require_permissive, warn_of_restrictions
 from pathfm.model import Model, read_model, write_model
-from pathfm.patients import slides_of_bag
+from pathfm.patients import Unit, slides_of_bag
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.results import metrics_document, no_controls, summary, write_results
@@ -58,7 +58,7 @@ def train(
     label: str,
     out: Path,
     head: str = "gated-abmil",
-    unit: Literal["slide", "patient"] = "slide",
+    unit: Unit = "slide",
     covariates: list[str] | None = None,
     training: TrainSettings = TrainSettings(),
     require_license: Literal["permissive"] | None = None,
@@ -160,7 +160,7 @@ def _metrics(
     held_out = predictions[predictions["split"] == "test"]
     unseen = len(held_out) > 0
     warning = "no held-out patients, so no figures; run pathfm crossval, or pathfm evaluate on another cohort"
-    unplaced = slides.table[split == ""]
+    unplaced = slides.table[(split == "") & (slides.table["reason"] == "")]  # the others are left out already
     names = [
         name
         for slide_id, digests in zip(unplaced["slide_id"], unplaced["slide_digests"], strict=True)

@@ -78,10 +78,16 @@ def torch_device(settings: TrainSettings) -> torch.device:
 
 
 @contextmanager
-def undisturbed(seed: int) -> Iterator[None]:
-    """Seeds torch, keeps Lightning quiet and Ctrl-C Ctrl-C, and gives the caller all of it back as it was."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _quiet(), _interruptible():
-        torch.manual_seed(seed)
+def undisturbed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's CPU, keeps Lightning quiet and Ctrl-C Ctrl-C, and gives the caller all of it back as it was.
+
+    Args:
+        seed: of the weights, which are drawn on the CPU.
+        device: that the steps draw on; CUDA is left alone unless it is that.
+    """
+    used = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(devices=used), _quiet(), _interruptible():
+        torch.default_generator.manual_seed(seed)
         yield
 
 

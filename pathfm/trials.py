@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pathfm.errors import InputError, ModelError
 from pathfm.files import canonical_json, read_json, sha256_text, write_json
 from pathfm.progress import logger
+from pathfm.space import require_buildable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ def search(
 
     The settings are drawn by the tree-structured Parzen estimator of Optuna (Bergstra et al. 2011, NeurIPS 24; Akiba et
     al. 2019, KDD). Each draw depends on the seed and the trials before it alone: a search that is killed and run again
-    ends like one that was not. A training that diverges costs its trial, not the search.
+    ends like one that was not. A training that diverges, or a head that the values do not make, costs its trial, not the search.
 
     Args:
         folder: gets <number>.json of each trial; while one is under way also running/, which `evaluate` may use and where
@@ -106,7 +107,12 @@ def _evaluated(
     space: Space, values: dict[str, Any], folder: Path, evaluate: Callable[[Candidate, Path], float | None]
 ) -> Tried:
     try:
-        value = evaluate(space.candidate(values), folder)
+        candidate = space.candidate(values)
+        require_buildable(candidate)
+    except InputError as error:
+        return Tried(values, None, str(error))
+    try:
+        value = evaluate(candidate, folder)
     except ModelError as error:
         return Tried(values, None, str(error))
     return Tried(values, value, "" if value is not None else "the figure cannot be computed")
@@ -115,7 +121,11 @@ def _evaluated(
 def _taken_up(folder: Path, wanted: str) -> list[Tried]:
     """The trials that are done; those of other inputs are removed."""
     stated = folder / "search.json"
-    if not stated.is_file() or read_json(stated) != {"fingerprint": wanted}:
+    try:
+        known = read_json(stated) == {"fingerprint": wanted}
+    except (OSError, ValueError):  # none, or a damaged one: what it stood for cannot be told
+        known = False
+    if not known:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(stated, {"fingerprint": wanted})
     done: list[Tried] = []

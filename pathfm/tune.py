@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path  # noqa: TC003 - the command line reads the annotation
+from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from pathfm.cohort import read_cohort
 from pathfm.cohortfigures import by_patient, scored_slides
 from pathfm.controls import controls
 from pathfm.crossval import split_warnings
+from pathfm.datamodule import batch_size
 from pathfm.errors import InputError
 from pathfm.files import write_text
 from pathfm.fit import Rows, fingerprint
@@ -32,6 +34,8 @@ from pathfm.trials import Tried, best_of, search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pathfm.together import Job
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,18 @@ class Tuned:
         return "\n".join([*lines, f"the settings picked over all patients: {self.folder / 'best.yaml'}"])
 
 
+class _Cut(NamedTuple):
+    """Folds of some rows.
+
+    Attributes:
+        fold_of: the fold of each row of the table, missing for the others.
+        jobs: the training of each fold as it is given, its folder relative to that of a trial.
+    """
+
+    fold_of: pd.Series[int]
+    jobs: list[Job]
+
+
 @dataclass(frozen=True)
 class _Search:
     """What the searches of a command share."""
@@ -67,22 +83,28 @@ class _Search:
     trials: int
     out: Path
 
-    def over(self, among: pd.Series[bool], name: str, what: str) -> list[Tried]:
-        """The trials of a search that sees some rows alone."""
+    def cut(self, among: pd.Series[bool]) -> _Cut:
+        """The folds of a search that sees some rows alone."""
+        fold_of = fold_column(self.slides, self.inner, self.space.given.settings.seed, among, "--inner_folds")
+        return _cut(self.slides, fold_of, self.inner.folds, self.space.given.settings)
+
+    def over(self, cut: _Cut, name: str, what: str) -> list[Tried]:
+        """The trials of a search over the folds of a cut."""
         slides, given = self.slides, self.space.given
-        seed = given.settings.seed
-        fold_of = fold_column(slides, self.inner, seed, among, "--inner_folds")
-        how = replace(given.settings, loggers=[])
-        seen = fingerprint(slides.bags(), Rows(slides.rows(fold_of.notna()), []), slides.task, given.head, how)
+        rows = Rows(slides.rows(cut.fold_of.notna()), [])
+        seen = fingerprint(slides.bags(), rows, slides.task, given.head, given.settings)
 
         def evaluate(candidate: Candidate, folder: Path) -> float | None:
             settings = replace(candidate.settings, loggers=[])
-            folds = range(self.inner.folds)
-            jobs = [fold_job(slides, fold_of, fold, settings, folder, f"{what}, inner fold") for fold in folds]
-            return _main_figure(slides, out_of_fold(slides, fold_of, fit_models(slides, jobs, candidate.head)))
+            jobs = [
+                job._replace(settings=settings, folder=folder / job.folder, what=f"{what}, inner {job.what}")
+                for job in cut.jobs
+            ]
+            return _main_figure(slides, out_of_fold(slides, cut.fold_of, fit_models(slides, jobs, candidate.head)))
 
-        wanted = f"{seen} {self.inner} {[int(fold) for fold in fold_of.dropna()]}"
-        return search(self.out / "searches" / name, wanted, self.space, self.trials, seed, evaluate, what)
+        wanted = f"{seen} {self.inner} {[int(fold) for fold in cut.fold_of.dropna()]}"
+        seed, folder = given.settings.seed, self.out / "searches" / name
+        return search(folder, wanted, self.space, self.trials, seed, evaluate, what)
 
 
 def tune(
@@ -141,6 +163,8 @@ def tune(
         table = read_cohort(cohort, names)
         slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
         heed_licences(slides, require_license)
+        for candidate in candidates.at_ends("batch_size"):
+            batch_size(slides.task, candidate.settings, len(slides.usable))
         searching = _Search(slides, candidates, Folding(inner_folds, split), trials, out)
         tuned = _nested(searching, Folding(folds, split), split_warnings(table.stated))
         config = {"label": label, "folds": folds, "head": tuned.best.head, "unit": unit, "split": split}
@@ -155,14 +179,17 @@ def tune(
 def _nested(searching: _Search, folding: Folding, warnings: Sequence[str]) -> Tuned:
     slides, out, given = searching.slides, searching.out, searching.space.given
     fold_of = fold_column(slides, folding, given.settings.seed)
+    outer = _cut(slides, fold_of, folding.folds, given.settings)
+    others = [(fold_of != fold).fillna(value=False).astype(bool) for fold in range(folding.folds)]
+    everyone = pd.Series(data=True, index=slides.table.index)
+    *inner, last = [searching.cut(among) for among in (*others, everyone)]  # all of them, before the first training
+    _drop_others(out, folding)
     searched, models = {}, []
     write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=fold_of))
-    for fold in range(folding.folds):
-        others = (fold_of != fold).fillna(value=False).astype(bool)
-        what = f"fold {fold + 1} of {folding.folds}"
-        tried = searched[f"fold-{fold}"] = searching.over(others, f"fold-{fold}", what)
+    for fold, (cut, job) in enumerate(zip(inner, outer.jobs, strict=True)):
+        tried = searched[f"fold-{fold}"] = searching.over(cut, f"fold-{fold}", job.what)
         head, settings = searching.space.candidate(tried[best_of(tried)].values)
-        models += fit_models(slides, [fold_job(slides, fold_of, fold, settings, out / "folds", "fold")], head)
+        models += fit_models(slides, [job._replace(settings=settings, folder=out / "folds" / job.folder)], head)
     predictions = out_of_fold(slides, fold_of, models)
     metrics = {
         target.name: metrics_document(
@@ -179,11 +206,39 @@ def _nested(searching: _Search, folding: Folding, warnings: Sequence[str]) -> Tu
         for target in slides.task.targets
     }
     write_results(out, {name: (predictions[name], metrics[name]) for name in metrics})
-    everyone = pd.Series(data=True, index=slides.table.index)
-    last = searched["all"] = searching.over(everyone, "all", "all patients")
+    tried = searched["all"] = searching.over(last, "all", "all patients")
     table = _table(searched, given)
     write_table(out / "tune.csv", table)
-    return Tuned(out, predictions, metrics, table, searching.space.candidate(last[best_of(last)].values))
+    return Tuned(out, predictions, metrics, table, searching.space.candidate(tried[best_of(tried)].values))
+
+
+def _cut(slides: LabelledSlides, fold_of: pd.Series[int], folds: int, settings: TrainSettings) -> _Cut:
+    """The trainings of folds, each of which has something to learn from.
+
+    Raises:
+        InputError: one has not.
+    """
+    jobs = [fold_job(slides, fold_of, fold, settings, Path(), "fold") for fold in range(folds)]
+    for job in jobs:
+        slides.task.require(slides.bags().truth[list(job.rows.learn)].numpy())
+    return _Cut(fold_of, jobs)
+
+
+def _drop_others(out: Path, folding: Folding) -> None:
+    """Removes what another command, or a run with more folds, has left: nobody is to take it for a part of this one.
+
+    What stays is taken by its fingerprint. The settings that were found go first, for they are written last.
+    """
+    results = [out, *(path.parent for path in out.glob("*/metrics.json"))]
+    for path in (out / "best.yaml", out / "tune.csv", *(folder / "repeats.csv" for folder in results)):
+        path.unlink(missing_ok=True)
+    more = [path for path in out.glob("folds/*") if path.name.isdigit() and int(path.name) >= folding.folds]
+    named = {"all", *(f"fold-{fold}" for fold in range(folding.folds))}
+    more += [path.parent for path in out.glob("searches/*/search.json") if path.parent.name not in named]
+    more += [path for path in out.glob("repeats/*") if path.name.isdigit()]
+    more += [path.parent for path in out.glob("ensemble/model.json")]
+    for folder in more:
+        shutil.rmtree(folder)
 
 
 def _main_figure(slides: LabelledSlides, predictions: dict[str, pd.DataFrame]) -> float | None:

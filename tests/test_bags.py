@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import os
 import pickle
+import resource
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import EmbeddingsCohort, planted_embeddings
 from torch.utils.data import DataLoader
 
 from pathfm.bags import Bag, BagDataset, SampledBags, collate
+from pathfm.cohort import Cohort
 from pathfm.embeddings import features_sha256, write_embeddings
-from pathfm.errors import EmbeddingsDamagedError
+from pathfm.errors import EmbeddingsDamagedError, EmbeddingsError
+from pathfm.proven import prove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 
 def _files(folder: Path, lengths: list[int]) -> list[Path]:
@@ -92,9 +98,10 @@ def test_drawn_bags_have_no_more_instances_than_asked_other_ones_each_epoch_and_
     known = {tuple(row) for row in dataset.features(0).tolist()}
     assert len({tuple(row) for row in first.tolist()} & known) == 10
     assert torch.equal(drawn[1].features, dataset.features(1))
-    drawn.epoch = 1
+    assert not torch.equal(drawn[0].features, first)  # of the same epoch, as with drawing with replacement
+    drawn.begin(1)
     assert not torch.equal(drawn[0].features, first)
-    drawn.epoch = 0
+    drawn.begin(0)
     dataset.keep_on(torch.device("cpu"))
     assert torch.equal(drawn[0].features, first)
     assert not torch.equal(SampledBags(dataset, 10, seed=4)[0].features, first)
@@ -127,6 +134,38 @@ def test_a_dataset_crosses_to_a_worker_without_its_rows(tmp_path: Path) -> None:
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 2000
     assert torch.equal(pickle.loads(pickled)[0].features, expected)
+
+
+def test_more_files_than_a_process_may_hold_open_are_bags_all_the_same(tmp_path: Path) -> None:
+    lengths = [3 + i % 5 for i in range(60)]
+    cohort = pd.DataFrame({"slide_id": [f"s{i}" for i in range(60)], "patient_id": "p", "site": "", "split": ""})
+    dataset = BagDataset(_files(tmp_path, lengths))
+    with _descriptors(20):
+        proven = prove(Cohort(tmp_path / "cohort.csv", cohort, frozenset(cohort)), cohort, [tmp_path], None)
+        assert proven.table["n_tiles"].tolist() == lengths
+        assert [dataset.length(i) for i in range(60)] == lengths
+        assert dataset.features(59).shape == (7, 8)
+
+
+def test_a_process_without_free_descriptors_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    (path,) = _files(tmp_path, [3])
+    with _descriptors(0), pytest.raises(EmbeddingsError, match="ulimit -n") as raised:
+        BagDataset([path]).features(0)
+    assert not isinstance(raised.value, EmbeddingsDamagedError)
+    assert BagDataset([path]).length(0) == 3
+
+
+@contextmanager
+def _descriptors(more: int) -> Iterator[None]:
+    """Allows so many files beside those that are open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as lowest:
+        first_free = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_negative_index_counts_from_the_end_and_one_past_it_is_an_error(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
 
 from pathfm.cli import main
+from pathfm.cohort import Cohort, read_cohort
 from pathfm.compare import Comparison, compare
 from pathfm.crossval import crossval
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import EmbeddingsDamagedError, InputError, UnknownNameError
-from pathfm.grid import named_backbones, reference_of
+from pathfm.grid import named_backbones, reference_of, shared_slides
+from pathfm.labelled import LabelledSlides, labelled_slides
 from pathfm.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -104,11 +106,38 @@ def test_the_table_is_printed_and_written_with_what_it_does_not_say(
 
 
 def test_run_again_no_cell_is_trained_and_the_same_is_said(two: EmbeddingsCohort) -> None:
-    first = _compare(two, "mean")
+    first = _compare(two, "mean", backbones="alpha")
+    assert first.cells[0].seconds is not None
     written = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.safetensors")}
-    assert len(written) == 2 * (2 + 1)
-    assert _compare(two, "mean") == first
+    assert len(written) == 2 + 1
+    assert _compare(two, "mean", backbones="alpha") == first
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.safetensors")} == written
+    # what a part of the folds takes is not what all take
+    (first.folder / "alpha/mean/seconds.json").write_text("{")
+    (first.folder / "alpha/mean/folds/0/model.json").unlink()
+    for _ in range(2):
+        again = _compare(two, "mean", backbones="alpha")
+        assert again.cells == (first.cells[0]._replace(seconds=None),)
+        assert "not known" in str(again)
+
+
+def test_heads_share_what_is_read_of_a_backbone(two: EmbeddingsCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    seen = []
+
+    def cross_validate(slides: LabelledSlides, place: Path, *how: Any) -> None:
+        seen.append(slides.bags())
+        if len(seen) == 4:
+            raise Reached
+
+    monkeypatch.setattr("pathfm.compare.cross_validate", cross_validate)
+    monkeypatch.setattr("pathfm.compare._timed", lambda slides, place, how: (cross_validate(slides, place), None))
+    with pytest.raises(Reached):
+        _compare(two, "mean,max")
+    assert [bags is seen[0] for bags in seen] == [True, True, False, False]
+    assert seen[2] is seen[3]
 
 
 def test_a_slide_that_one_backbone_lacks_is_left_out_of_all_cells_and_that_is_said(two: EmbeddingsCohort) -> None:
@@ -116,10 +145,32 @@ def test_a_slide_that_one_backbone_lacks_is_left_out_of_all_cells_and_that_is_sa
     result = _compare(two, "mean")
     assert "not every backbone has embeddings of it with tissue: p03-0" in result.notes[0]
     for cell in result.cells:
-        table = pd.read_csv(result.folder / cell.name / "predictions.csv").set_index("slide_id")
-        assert table["prob_1"].isna().to_dict() == {slide: slide == "p03-0" for slide in table.index}
-        left_out = json.loads((result.folder / cell.name / "metrics.json").read_text())["left_out"]
-        assert [one["slide_id"] for one in left_out] == ["p03-0"]
+        table = pd.read_csv(result.folder / cell.name / "predictions.csv")
+        assert len(table) == 11
+        assert "p03-0" not in set(table["slide_id"])
+        metrics = json.loads((result.folder / cell.name / "metrics.json").read_text())
+        assert [one["slide_id"] for one in metrics["left_out"]] == ["p03-0"]
+
+
+def test_a_patient_keeps_the_slides_that_all_backbones_have(embeddings_cohort: Make) -> None:
+    embeddings_cohort(patients=8, slides=2, recipe=_recipe("alpha"))
+    cohort = embeddings_cohort(patients=8, slides=2, recipe=_recipe("beta"))
+    for slide in ("p03-0", "p04-0", "p04-1"):
+        write_embeddings(cohort.file(slide), planted_embeddings(slide, 0, n=0, recipe=_recipe("beta")))
+
+    def join(rows: Cohort) -> dict[str, LabelledSlides]:
+        folders = sorted(cohort.embeddings.iterdir())
+        return {folder.name: labelled_slides(rows, [folder], "cancer", unit="patient") for folder in folders}
+
+    table = read_cohort(cohort.table)
+    shared, notes = shared_slides(join(table), table, join)
+    assert "with tissue: p03-0, p04-0, p04-1" in notes[0]
+    assert len(shared) == 2
+    for slides in shared.values():
+        bags = slides.usable.set_index("patient_id")["slide_id"]
+        assert set(bags.index) == {f"p{k:02d}" for k in range(8)} - {"p04"}
+        assert (bags["p03"], bags["p02"]) == ("p03-1", "p02-0;p02-1")
+        assert sorted(one.slide_id for one in slides.left_out) == ["p03-0", "p04-0", "p04-1"]
 
 
 def test_several_targets_are_compared_by_the_one_that_is_named(two: EmbeddingsCohort) -> None:

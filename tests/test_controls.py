@@ -181,3 +181,28 @@ def test_survival_has_no_control_and_says_so() -> None:
     result = controls(predictions, rgb, site, Cox("months/dead"))
     assert result["confounded"]["verdict"] == "not tested"
     assert "no control for a target of the kind cox" in result["controls"]["site"]["why"]
+
+
+def test_sites_that_are_kept_apart_by_the_folds_cannot_be_a_control() -> None:
+    predictions, rgb, _ = cohort()
+    kept = {slide: f"site {fold}" for slide, fold in zip(predictions["slide_id"], predictions["fold"], strict=True)}
+    block = controls(predictions, rgb, kept, TARGET)["controls"]["site"]
+    assert not block["available"]
+    assert "no site is in two folds" in block["why"]
+    unknown = kept | dict.fromkeys(list(kept)[:20], "")  # what is not known is no site that two folds share
+    assert not controls(predictions, rgb, unknown, TARGET)["controls"]["site"]["available"]
+    shared = kept | {"s0": "site 1"}
+    assert controls(predictions, rgb, shared, TARGET)["controls"]["site"]["available"]
+
+
+def test_controls_of_repeats_are_means_over_them_as_the_figures_are() -> None:
+    first, rgb, site = cohort(seed=1)
+    second = cohort(seed=2)[0].assign(fold=np.arange(60) // 4 % 3)
+    apart = [controls(part, rgb, site, TARGET)["controls"]["mean_colour"] for part in (first, second)]
+    rows = pd.concat([first.assign(repeat=0), second.iloc[::-1].assign(repeat=1)])
+    both = controls(rows, rgb, site, TARGET)["controls"]["mean_colour"]
+    for figure in ("auroc", "difference"):
+        values = [block[figure]["value"] for block in apart]
+        assert values[0] != values[1]
+        assert both[figure]["value"] == pytest.approx(np.mean(values))
+    assert controls(first.assign(repeat=0), rgb, site, TARGET)["controls"]["mean_colour"] == apart[0]

@@ -59,6 +59,14 @@ def test_a_category_nobody_knows_counts_as_missing_and_is_warned_of_once(
     assert "'sex' holds D, of which the model knows nothing (it knows F, M)" in record.getMessage()
 
 
+def test_what_is_a_number_to_a_target_is_one_to_a_covariate_and_nothing_else_is(tmp_path: Path) -> None:
+    for odd in ("1_0", "\u0661", "inf", "1e39"):
+        cohort = _cohort(tmp_path, x=["5", odd])
+        assert Covariates.read(cohort, ["x"]).columns == (Covariate("x", tuple(sorted(("5", odd)))),)
+        with pytest.raises(CohortError, match=f"'x' holds '{odd}' for slide s1, and is a number elsewhere"):
+            Covariates((Covariate("x"),)).encode(pd.DataFrame({"x": ["5", odd]}, index=["s0", "s1"]))
+
+
 def test_a_word_in_a_column_of_numbers_is_refused_by_its_row(tmp_path: Path) -> None:
     cohort = _cohort(tmp_path, age=["61", "old"], sex=["F", "F"])
     with pytest.raises(CohortError, match="'age' holds 'old' for slide s1"):

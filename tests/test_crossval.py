@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 import torch
-from conftest import EmbeddingsCohort, planted_embeddings
+from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
 
 from pathfm.cohort import read_cohort
-from pathfm.crossval import CrossValidation, crossval, refit
+from pathfm.crossval import CrossValidation, crossval, hand_on, refit
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import InputError, UnknownNameError
+from pathfm.heads import build_head
 from pathfm.labelled import labelled_slides
+from pathfm.licences import Licence
 from pathfm.model import Model, read_model
 from pathfm.outoffold import Folding, fold_column, fold_job, out_of_fold
 from pathfm.predict import predict
 from pathfm.scoring import score_tables
 from pathfm.settings import TrainSettings
+from pathfm.targets import Classes, Task
 from pathfm.train import fit_models
 
 if TYPE_CHECKING:
@@ -200,6 +203,26 @@ def test_the_refit_learns_from_every_slide_for_the_epochs_of_the_folds(embedding
     refit(cohort.table, [cohort.embeddings], "cancer", out, result.epochs, training=QUICK)
     assert (out / "model.safetensors").read_bytes() == before
     assert read_model(out).figures is None
+
+
+def test_a_model_that_says_anything_else_than_that_in_the_folder_takes_its_place(tmp_path: Path) -> None:
+    training = {"fingerprint": "f", "epochs": 1, "patients": ["a"], "slides": {"a-0": ""}}
+    heads, task = (build_head("mean", 8, 2, hidden=4).eval(),), Task((Classes("cancer", ("0", "1")),))
+    model = Model(heads=heads, task=task, recipe=RECIPE, training=training)
+    hand_on(model, tmp_path)
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    hand_on(replace(model), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
+    other_task = Task((Classes("tumour", ("0", "1")),))
+    for change in (
+        {"licences": (Licence("planted", "CC-BY-NC-ND-4.0", "non-commercial"),)},
+        {"unit": "patient"},
+        {"task": other_task, "tasks": (other_task,)},
+        {"figures": {"cancer": {}}},
+    ):
+        model = replace(model, **change)
+        hand_on(model, tmp_path)
+        assert replace(read_model(tmp_path), heads=()) == replace(model, heads=())
 
 
 def test_by_site_no_site_is_on_both_sides_and_the_protocol_says_so(embeddings_cohort: Make) -> None:

@@ -94,6 +94,29 @@ def test_the_label_may_be_named_otherwise(embeddings_cohort: Make, model: Path) 
     assert result.metrics["cancer"]["patient"]["auroc"]["value"] > 0.9
 
 
+def test_a_cohort_may_be_labelled_for_one_of_several_targets(embeddings_cohort: Make, tmp_path: Path) -> None:
+    def labelled(name: str, prefix: str, found: str) -> EmbeddingsCohort:
+        made = embeddings_cohort(patients=12, name=name, prefix=prefix)
+        frame = made.frame()
+        made.rewrite(
+            frame.assign(found=[found or ("a" if label == "1" else "none") for label in frame["cancer"]], t="5")
+        )
+        return made
+
+    cohort = labelled("development", "p", "")
+    label, out = "cancer,found:multilabel,t/cancer:cox", tmp_path / "out"
+    train(cohort.table, [cohort.embeddings], label, tmp_path / "model", training=QUICK)
+    other = labelled("other", "q", "none")
+    other.rewrite(other.frame().assign(t=""))
+    metrics = evaluate(tmp_path / "model", other.table, [other.embeddings], out).metrics
+    assert metrics["cancer"]["patient"]["auroc"]["value"] > 0.9
+    assert metrics["found"]["patient"]["n_by_class"] == {"a": 0}
+    assert metrics["found"]["patient"]["auroc"]["value"] is None
+    assert metrics["t/cancer"]["patient"] is None
+    assert metrics["found"]["warnings"]
+    assert metrics["t/cancer"]["n_slides"] == 0
+
+
 def test_a_cohort_of_one_class_has_no_auroc_and_says_why(embeddings_cohort: Make, model: Path) -> None:
     other = embeddings_cohort(patients=12, name="other", prefix="q")
     other.rewrite(other.frame().query("cancer == '1'"))

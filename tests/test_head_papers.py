@@ -294,10 +294,21 @@ def test_a_layer_of_transmil_adds_attention_and_a_convolution_of_the_values_alon
     _close(layer(tokens), wanted.detach())
 
 
+def test_the_pseudo_inverse_of_half_precision_matrices_is_that_of_their_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.softmax(torch.randn(2, 32, 32, generator=generator) * 3, dim=-1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pseudo_inverse(matrices, 6)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, pseudo_inverse(matrices.float(), 6))
+
+
 # -- DTFD ------------------------------------------------------------------------------------------------------------
 
 
-def _tiers(w: dict[str, Array], hidden: Array, group_of: list[int], distill: str) -> tuple[list[Array], Array, Array]:
+def _tiers(
+    w: dict[str, Array], hidden: Array, group_of: list[int], distill: str, rank_by: str = "activation"
+) -> tuple[list[Array], Array, Array]:
     """The logits of the first tier, those of the second, and the attention, of one bag."""
     scores, groups = _scores(w, hidden), max(group_of) + 1
     first, handed, owner = [], [], []
@@ -307,12 +318,14 @@ def _tiers(w: dict[str, Array], hidden: Array, group_of: list[int], distill: str
         within[rows] = _softmax(scores[rows])
         pooled = within[rows] @ hidden[rows]
         first.append(w["tier1.weight"] @ pooled + w["tier1.bias"])
-        # the class activation of an instance, and from it its probability
-        activations = [w["tier1.weight"] @ (within[i] * hidden[i]) for i in rows]
-        chances = np.stack([_softmax(one) if len(one) > 1 else one for one in activations])
-        columns = [1] if chances.shape[1] == 2 else range(chances.shape[1])
-        best = [rows[int(chances[:, c].argmax())] for c in columns]
-        worst = [rows[int(chances[:, c].argmin())] for c in columns]
+        # the class activation of an instance, and in the paper its probability by it
+        ranks = np.stack([w["tier1.weight"] @ (within[i] * hidden[i]) for i in rows])
+        columns = range(ranks.shape[1])
+        if rank_by == "probability":
+            ranks = np.stack([_softmax(one) for one in ranks])
+            columns = [1] if ranks.shape[1] == 2 else columns
+        best = [rows[int(ranks[:, c].argmax())] for c in columns]
+        worst = [rows[int(ranks[:, c].argmin())] for c in columns]
         chosen = {"maxs": best, "maxmins": best + worst, "afs": []}[distill]
         features = [pooled] if distill == "afs" else [hidden[i] for i in chosen]
         handed += features
@@ -323,13 +336,16 @@ def _tiers(w: dict[str, Array], hidden: Array, group_of: list[int], distill: str
     return first, second, np.array([within[i] * share[g] for i, g in enumerate(group_of)])
 
 
-@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("n_outputs", "rank_by"),
+    [(1, "activation"), (2, "activation"), (3, "activation"), (2, "probability"), (3, "probability")],
+)
 @pytest.mark.parametrize("distill", ["afs", "maxmins", "maxs"])
-def test_dtfd_attends_over_what_each_pseudo_bag_hands_on(distill: str, n_outputs: int) -> None:
-    head, bag = _head("dtfd", n_outputs, distill=distill), _bag(13)
+def test_dtfd_attends_over_what_each_pseudo_bag_hands_on(distill: str, n_outputs: int, rank_by: str) -> None:
+    head, bag = _head("dtfd", n_outputs, distill=distill, rank_by=rank_by), _bag(13)
     head.pooling.body.score.weight.data *= 30  # attention decides over the activation, and so over the choice
     w = _weights(head)
-    _, logits, attention = _tiers(w, _hidden(w, bag, "body.hidden"), [i % 4 for i in range(13)], distill)
+    _, logits, attention = _tiers(w, _hidden(w, bag, "body.hidden"), [i % 4 for i in range(13)], distill, rank_by)
     output = head(pack([bag]))
     _close(output.logits[0], logits)
     _close(output.attention[:, 0], attention)
@@ -347,6 +363,16 @@ def test_dtfd_costs_the_mean_over_pseudo_bags_dealt_at_random_and_the_second_tie
         dealt = [i % groups for i in torch.randperm(len(bag)).tolist()]
         first, second, _ = _tiers(w, _hidden(w, bag, "body.hidden"), dealt, distill)
         _close(found[number], np.mean([_nll(one, label) for one in first]) + _nll(second, label))
+
+
+def test_dtfd_ranks_by_each_output_alone_whatever_the_others_are() -> None:
+    # thresholds, labels, a risk: the same number on both logits of an instance says that it speaks for both, not for none
+    head = _head("dtfd", 2, distill="maxs", groups=1)
+    head.pooling.body.score.weight.data.zero_()
+    hidden = torch.rand(6, HIDDEN, dtype=torch.float64)
+    head.pooling.tier1.weight.data[1] = head.pooling.tier1.weight.data[0]
+    chosen = head.pooling._chosen(hidden, torch.full((6, 1), 1 / 6, dtype=torch.float64), torch.ones(6, 1, dtype=bool))
+    _close(chosen, hidden[[int((hidden @ head.pooling.tier1.weight[0].detach()).argmax())] * 2])
 
 
 # -- transformers ----------------------------------------------------------------------------------------------------

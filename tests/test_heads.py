@@ -28,7 +28,7 @@ SMALL = {"hidden": 16, "attention": 8}
 # torch runs this kernel once a head under vmap, and says that it does
 no_rule = pytest.mark.filterwarnings("ignore:There is a performance drop")
 # what each choice of words is, beside its default
-WORDS = {"distill": ("maxmins", "maxs")}
+WORDS = {"distill": ("maxmins", "maxs"), "rank_by": ("probability",)}
 CASES = [
     *((name, {}) for name in HEADS),
     *((name, {o: w}) for name in HEADS for o in own_options(HEADS[name]) if o in WORDS for w in WORDS[o]),
@@ -264,6 +264,18 @@ def test_half_precision_changes_losses_a_little_and_keeps_gradients_finite(name:
     torch.testing.assert_close(half.float(), whole, rtol=0.05, atol=0.05)
     half.sum().backward()
     assert all(torch.isfinite(one.grad).all() for one in head.parameters() if one.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["gated-abmil", "mean"])
+def test_half_precision_rounds_features_by_their_deviation_and_not_by_their_size(name: str) -> None:
+    bags = [bag + 20 * torch.randn(DIM, generator=torch.Generator().manual_seed(9)) for bag in _bags([60] * 20)]
+    head = _head(name)
+    head.standardise([moments(bag) for bag in bags])
+    whole = head(pack(bags)).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        half = head(pack(bags)).logits.float()
+    error = (half - whole).abs().mean()
+    assert 0 < error < 0.05 * whole.std(dim=0).mean()
 
 
 class _Losses(nn.Module):

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pathfm.choices import final_choices
+from pathfm.cohort import read_cohort
 from pathfm.covariates import Covariate, Covariates
 from pathfm.embeddings import read_embeddings
 from pathfm.errors import (
@@ -228,6 +230,25 @@ def test_what_a_model_reads_beside_the_slide_comes_from_the_cohort(copy: Study, 
     table.to_csv(cohort, index=False)
     with pytest.raises(CohortError, match="lacks the column age"):
         heatmap(tmp_path / "model", [cohort], [copy.embeddings], tmp_path / "out")
+
+
+def test_what_stands_beside_a_slide_is_read_as_predict_reads_it(copy: Study, tmp_path: Path) -> None:
+    """The first of two tables that name a slide counts, slides of a patient agree, and a table has to be there."""
+    covariates = Covariates((Covariate("age"),))
+    write_made(tmp_path / "model", "cancer", 2, "gated-abmil", unit="patient", covariates=covariates)
+    table = pd.DataFrame({"slide_id": ["b", "a", "h"], "patient_id": ["p", "p", "p"], "age": ["", "40", "40"]})
+    for name, age in (("one", "40"), ("two", "60")):
+        table.assign(age=["", age, age]).to_csv(tmp_path / f"{name}.csv", index=False)
+    cohorts = [read_cohort(tmp_path / f"{name}.csv") for name in ("one", "two")]
+    copy.file("h").unlink()
+    chosen = final_choices(tmp_path / "model", None, cohorts, ["h", "b", "a"], [copy.embeddings])
+    assert [chosen[name].bag for name in "abh"] == [("a", "b"), ("a", "b"), ("h",)]
+    assert [chosen[name].covariates.tolist() for name in "ab"] == [[40], [40]]
+    with pytest.raises(InputError, match="pass --slides a CSV with the columns slide_id, patient_id, age"):
+        final_choices(tmp_path / "model", None, [], ["a"], [copy.embeddings])
+    table.assign(age=["30", "40", "40"]).to_csv(tmp_path / "one.csv", index=False)
+    with pytest.raises(CohortError, match="slides of patient p hold 30 and 40"):
+        final_choices(tmp_path / "model", None, [read_cohort(tmp_path / "one.csv")], ["a", "b"], [copy.embeddings])
 
 
 def test_a_slide_that_changed_under_its_name_is_not_drawn(copy: Study) -> None:

@@ -243,7 +243,7 @@ def test_the_slides_of_a_cohort_are_those_of_all_caches_and_the_colour_that_of_t
     two.rewrite_second("p01-0", mean_rgb=np.full(3, 7, np.float32))
     slides = labelled_slides(read_cohort(two.table), two.folders, "cancer")
     assert slides.recipe == BOTH
-    assert slides.dim == 13
+    assert slides.bags().dim == 13
     assert list(slides.table["files"]) == [(two.files(name),) for name in slides.table["slide_id"]]
     np.testing.assert_array_equal(slides.mean_rgb["p01-0"], read_embeddings(two.first.file("p01-0")).mean_rgb)
     assert slides.licences == (Licence("planted", "Apache-2.0"), Licence("sown", "CC-BY-NC-ND-4.0"))

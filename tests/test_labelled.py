@@ -33,7 +33,7 @@ def test_every_labelled_slide_is_joined_with_its_file_in_the_order_of_the_cohort
     assert list(slides.table["files"]) == [((cohort.file(slide),),) for slide in slides.table["slide_id"]]
     assert slides.task.targets[0].groups == ["0", "1", "2"]
     assert slides.task.targets[0].texts(slides.truth) == list(slides.table["label"])
-    assert slides.dim == 8
+    assert slides.bags().dim == 8
     assert slides.recipe == RECIPE
     assert slides.left_out == []
 

@@ -402,6 +402,30 @@ def test_paired_difference_takes_the_rows_that_both_score_and_the_repeats_of_eac
     assert paired_difference(first, lacking, TARGET) == paired_difference(first.drop(7), second.drop(7), TARGET)
 
 
+def test_survival_is_compared_within_the_folds_whose_models_have_no_risk_in_common() -> None:
+    target, truth, scores = examples(5, 60, rounded=False)["cox"]
+    patients = [f"p{i // 2:02d}" for i in range(60)]
+    fold = np.arange(60) // 2 % 3
+    alone = cohort_table(target, truth, scores, patients)
+    rows = [*zip(truth[:, 0].tolist(), truth[:, 1].tolist(), scores[:, 0].tolist(), fold.tolist(), strict=True)]
+    in_order = [  # brute force: of all pairs of a fold of which it is known who was first
+        0.5 if risk == other_risk else float(risk > other_risk)
+        for time, event, risk, k in rows
+        for other_time, other_event, other_risk, other_k in rows
+        if k == other_k and event and (time < other_time or (time == other_time and not other_event))
+    ]
+    found = cohort_figures(alone.assign(fold=fold), target)
+    assert found["slide"]["c_index"]["value"] == pytest.approx(np.mean(in_order))
+    assert found["slide"]["c_index"] != cohort_figures(alone, target)["slide"]["c_index"]
+    moved = alone.assign(fold=[f"fold {k}" for k in fold], risk=alone["risk"] + 100 * fold)
+    for unit in ("slide", "patient"):
+        assert cohort_figures(moved, target)[unit]["c_index"] == pytest.approx(found[unit]["c_index"])
+    repeated = pd.concat([moved.assign(repeat=0), alone.assign(fold=fold, repeat=1)])
+    assert paired_difference(alone.assign(fold=fold), repeated, target) == pytest.approx(
+        {"value": 0, "low": 0, "high": 0}, abs=1e-12
+    )
+
+
 def test_scores_that_are_all_one_have_no_correlation_and_a_warning_says_so() -> None:
     target, truth, scores = examples(3, 20, rounded=False)["regression"]
     frame = cohort_table(target, truth, np.full_like(scores, 0.1), [f"p{i}" for i in range(20)])

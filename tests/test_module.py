@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,16 +12,19 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from pathfm.bags import BagDataset, collate
-from pathfm.datamodule import Rows, SlideDataModule, balanced_odds
+from pathfm.datamodule import Rows, SlideDataModule, balanced_odds, batch_size
 from pathfm.epochs import EpochOrder
-from pathfm.errors import MissingExtraError
+from pathfm.errors import InputError, MissingExtraError
 from pathfm.fit import fit
 from pathfm.heads import build_head, pack
 from pathfm.keeping import free_bytes, keep_bags
+from pathfm.loggers import training_loggers
 from pathfm.milmodule import MILModule, adamw, averaged, first_of_each, rate
 from pathfm.settings import TrainSettings
 from pathfm.targets import Classes, Task
 from pathfm.targets.cox import Cox
+from pathfm.together import Job, fit_all
+from pathfm.trainer import undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
     from conftest import EmbeddingsCohort
     from lightning.pytorch.loggers import Logger
+
+    from pathfm.bags import Batch
 
 QUICK = TrainSettings(epochs=3, hidden=8, attention=4, lr=1e-2, min_epochs=1, device="cpu", loggers=[])
 TASK = Task((Classes("cancer", ("0", "1")),))
@@ -43,13 +49,12 @@ def bags() -> BagDataset:
 
 def _trainer(folder: Path, **more: object) -> Trainer:
     return Trainer(
-        max_epochs=1,
         accelerator="cpu",
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        **({"logger": False} | more),  # type: ignore[arg-type]
+        **({"logger": False, "max_epochs": 1} | more),  # type: ignore[arg-type]
     )
 
 
@@ -84,7 +89,55 @@ def test_the_stopping_loss_is_that_of_all_stopping_bags_at_once(bags: BagDataset
     expected = task.criterion(torch.from_numpy(truth[6:])).losses(logits).mean()
     assert float(trainer.callback_metrics["stop_loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert next(iter(data.train_dataloader())).rows.tolist() != [0]
-    assert len(data.train_dataloader()) == 1  # all bags in one step: a Cox model compares the bags of a step
+    assert len(data.train_dataloader()) == 3
+
+
+def test_a_step_has_several_bags_where_a_loss_compares_them_and_an_epoch_several_steps() -> None:
+    cox = Task((TASK.targets[0], Cox("os/event")))
+    assert [batch_size(cox, QUICK, n) for n in (1, 6, 12, 40, 128, 5000)] == [2, 2, 3, 10, 32, 32]
+    assert batch_size(cox, replace(QUICK, batch_size=5), 40) == 5
+    assert batch_size(TASK, QUICK, 40) == 1
+    assert batch_size(TASK, replace(QUICK, batch_size=1), 40) == 1
+    with pytest.raises(InputError, match="batch_size is 1, and a Cox model learns by comparing"):
+        batch_size(cox, replace(QUICK, batch_size=1), 40)
+
+
+def test_settings_that_can_do_nothing_are_said(
+    bags: BagDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = [Job(Rows(learn, []), QUICK, tmp_path / str(learn[0]), "fold", 1) for learn in ([0, 1, 2, 3], [2, 3, 4, 5])]
+    for more, why in (
+        ({"balanced_sampling": True}, "drawn by its own odds"),
+        ({"batch_size": 2}, "a step takes several bags"),
+    ):
+        caplog.clear()
+        settings = replace(QUICK, together="always", **more)  # type: ignore[arg-type]
+        fit_all(bags, [job._replace(settings=settings) for job in jobs], TASK, "mean")
+        (said,) = [line for line in caplog.messages if "--training.together always" in line]
+        assert why in said
+    caplog.set_level("INFO", "pathfm")
+    bags.keep_on(None)
+    keep_bags(bags, torch.device("meta"), replace(QUICK, keep="device", devices=2))
+    assert bags.place == torch.device("cpu")
+    assert "kept in memory, by each of 2 processes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"schedule": "cosin"}, "is 'cosin'; it must be cosine or one-cycle or constant"),
+        ({"precision": True}, "is True; it must be 32 or bf16 or 16"),
+        ({"batch_size": 2.0}, "is 2.0; it must be a whole number or null"),
+        ({"lr": "1e-3"}, "is '1e-3'; it must be a number"),
+        ({"class_weights": 1}, "is 1; it must be true or false"),
+        ({"loggers": "csv"}, "is 'csv'; it must be a list of csv or tensorboard"),
+        ({"head_options": {"hidden": 64}}, "names hidden, an option of all heads; pass --training.hidden"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_where_it_is_made(more: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=f"--training.{next(iter(more))} {says}"):
+        replace(QUICK, **more)
+    assert replace(QUICK, lr=1, clip=1, batch_size=None).lr == 1
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -118,6 +171,70 @@ def test_balanced_sampling_draws_the_classes_equally_often_and_leaves_those_with
     assert odds[15:].sum() == pytest.approx(5 / 20)
     drawn = [row for epoch in range(200) for row in _epoch(EpochOrder(range(20), 20, 0, odds), epoch)]
     assert np.mean([row < 12 for row in drawn]) == pytest.approx(odds[:12].sum(), abs=0.02)
+
+
+def test_drawing_stands_for_the_weights_of_the_first_target_in_training_alone(bags: BagDataset) -> None:
+    truth = np.array([[i < 2, i < 3] for i in range(9)], np.float32)
+    both = Task((Classes("one", ("0", "1")), Classes("two", ("0", "1"))))
+    data = SlideDataModule(
+        BagDataset(bags.sources, truth), Rows(range(9), []), both, replace(QUICK, balanced_sampling=True)
+    )
+    weighed = data.module("mean")
+    expected = both.balance(truth)
+    assert weighed.learning_balance[0] is None
+    for found in (weighed.balance[0], weighed.balance[1], weighed.learning_balance[1]):
+        assert found is not None
+    assert [torch.equal(a, b) for a, b in zip(weighed.balance, expected, strict=True)] == [True, True]
+    assert torch.equal(weighed.learning_balance[1], expected[1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bag_that_is_drawn_again_in_an_epoch_has_another_mask_and_other_instances(
+    bags: BagDataset, tmp_path: Path
+) -> None:
+    seeds: list[int] = []
+    rows: list[tuple[int, float]] = []
+
+    class Watched(MILModule):
+        def on_train_batch_end(self, outputs: object, batch: Batch, batch_index: int) -> None:
+            seeds.append(torch.initial_seed())
+            rows.append((int(batch.rows[0]), float(batch.bags.features.sum())))
+
+    rare = BagDataset(bags.sources, np.array([[i == 8] for i in range(9)], np.float32))
+    data = SlideDataModule(rare, Rows(range(9), []), TASK, replace(QUICK, balanced_sampling=True, bag_size=3))
+    _trainer(tmp_path).fit(Watched(data.module("mean").head, TASK, data.settings), datamodule=data)
+    assert len(set(seeds)) == len(seeds) == 9
+    again = [total for row, total in rows if row == 8]
+    assert len(set(again)) == len(again) > 1
+
+
+def test_an_endless_trainer_is_told_that_one_cycle_has_an_end(bags: BagDataset, tmp_path: Path) -> None:
+    data = SlideDataModule(bags, ROWS, TASK, replace(QUICK, schedule="one-cycle"))
+    with pytest.raises(InputError, match=r"max_epochs=settings\.epochs"):
+        _trainer(tmp_path, max_epochs=-1, max_steps=5).fit(data.module("mean"), datamodule=data)
+
+
+def test_a_fit_on_the_cpu_leaves_the_accelerator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def woken(*_: object) -> int:
+        pytest.fail("CUDA was asked for")
+
+    monkeypatch.setattr("torch.cuda.device_count", woken)
+    monkeypatch.setattr("torch.cuda.manual_seed_all", woken)
+    with undisturbed(0, torch.device("cpu")):
+        first = torch.rand(1)
+    with undisturbed(0, torch.device("cpu")):
+        assert torch.equal(torch.rand(1), first)
+
+
+def test_the_loggers_of_a_fit_are_ended_whatever_becomes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("pathfm.loggers.CSVLogger.finalize", lambda self, status: ended.append(status))
+    settings = replace(QUICK, loggers=["csv"])
+    with training_loggers(settings, tmp_path, "one"):
+        pass
+    with pytest.raises(KeyboardInterrupt), training_loggers(settings, tmp_path, "two"):
+        raise KeyboardInterrupt
+    assert ended == ["success", "failed"]
 
 
 def _epoch(order: EpochOrder, epoch: int) -> list[int]:
@@ -206,7 +323,11 @@ def test_bags_stay_in_memory_where_they_fill_at_most_half_of_what_is_free(
         bags.keep_on(None)
         keep_bags(bags, cpu, QUICK)
         assert bags.place == place
+    keep_bags(bags, torch.device("meta"), QUICK)  # what they fill is not free: that is no reason to send them away
+    assert bags.place == cpu
     keep_bags(bags, cpu, replace(QUICK, keep="disk"))
+    assert bags.place is None
+    keep_bags(bags, cpu, replace(QUICK, devices=2))  # each process would hold them
     assert bags.place is None
 
 
@@ -217,7 +338,8 @@ def test_a_logger_that_is_not_installed_is_named_with_its_pip_line(
     def missing(*args: object, **kwargs: object) -> Logger:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(f"pathfm.loggers.{ {'wandb': 'WandbLogger', 'mlflow': 'MLFlowLogger'}[name] }", missing)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("pathfm.loggers.MLFlowLogger", missing)
     with pytest.raises(MissingExtraError, match=rf"pip install 'pathfm\[{name}\]'"):
         fit(bags, ROWS, TASK, "mean", replace(QUICK, loggers=[name]), tmp_path)
 
@@ -232,14 +354,18 @@ def test_a_service_gets_the_losses_and_writes_below_the_folder_where_no_server_i
         pytest.skip(f"{name} is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    fit(bags, ROWS, TASK, "mean", replace(QUICK, loggers=[name]), tmp_path)
-    files = [
-        path for path in (tmp_path / "logs").rglob("*") if path.suffix == {"wandb": ".wandb", "mlflow": ".db"}[name]
-    ]
-    print(f"{name}: {len(files)} files")
-    assert len(files) == 1
-    if name == "mlflow":  # W&B's own process fills its file when it likes
-        assert b"stop_loss" in files[0].read_bytes()
+    monkeypatch.setattr("sys.argv", ["pathfm", "--cohort", "/data/of-meyer.csv"])
+    monkeypatch.setenv("LOGNAME", "dr-meyer")
+    settings = replace(QUICK, loggers=[name])
+    with training_loggers(settings, tmp_path / "other", "another fit, open at the same time"):
+        fit(bags, ROWS, TASK, "mean", settings, tmp_path / "fit")
+    for folder in ("other", "fit"):
+        files = list((tmp_path / folder / "logs").rglob({"wandb": "*.wandb", "mlflow": "*.db"}[name]))
+        (written,) = [path.read_bytes() for path in files]
+        print(f"{name}: {len(files)} file in {folder}, {len(written)} bytes")
+        assert (b"stop_loss" in written) == (folder == "fit")
+        assert b"meyer" not in written
+        assert b"torchmetrics" not in written
 
 
 def test_the_first_of_each_row_is_kept_in_order() -> None:

@@ -20,6 +20,7 @@ from pathfm.failures import Failure, write_failures
 from pathfm.heads import pack
 from pathfm.labelled import LabelledSlides, labelled_slides
 from pathfm.model import read_model
+from pathfm.outoffold import Folding, fold_column
 from pathfm.predict import predict
 from pathfm.results import find_results, read_metrics, read_predictions, target_of
 from pathfm.settings import TrainSettings
@@ -71,16 +72,53 @@ def test_slides_that_cannot_be_used_are_left_out_of_their_patient_with_their_rea
     by_patient = slides.table.set_index("patient_id")
     assert dict(by_patient["slide_id"]) == {
         "p00": "p00-0;p00-2", "p01": "p01-1;p01-2", "p02": "p02-0;p02-1;p02-2", "p03": "p03-0;p03-1;p03-2",
-        "p04": "p04-0;p04-1",
+        "p04": "p04-0;p04-1;p04-2",
     }  # fmt: skip
     assert list(by_patient["reason"]) == ["", "", "no_tissue", "no_embeddings", ""]
     assert dict(slides.left_out) == {
-        "p04-2": "no_label", "p00-1": "no_tissue", "p01-0": "no_embeddings",
+        "p00-1": "no_tissue", "p01-0": "no_embeddings",
         **dict.fromkeys(("p02-0", "p02-1", "p02-2"), "no_tissue"),
         **dict.fromkeys(("p03-0", "p03-1", "p03-2"), "no_embeddings"),
     }  # fmt: skip
-    assert [len(slides.bags().features(i)) for i in range(len(slides.bags()))] == [60, 60, 60]
+    assert [len(slides.bags().features(i)) for i in range(len(slides.bags()))] == [60, 60, 90]
     assert slides.rows(slides.table["patient_id"].isin(["p01", "p03", "p04"])) == [1, 2]
+
+
+def test_a_label_at_one_slide_is_that_of_the_patient_and_a_patient_without_any_is_left_out(
+    embeddings_cohort: Make,
+) -> None:
+    cohort = embeddings_cohort(patients=4, slides=2)
+    frame = cohort.frame()
+    frame["age"] = ["50", "", "60", "", "70", "", "80", ""]
+    frame.loc[[0, 2, 3, 5], "cancer"] = ""
+    cohort.rewrite(frame)
+    slides = labelled_slides(
+        read_cohort(cohort.table), [cohort.embeddings], "cancer", unit="patient", covariates=["age"]
+    )
+    assert slides.table["slide_id"].tolist() == ["p00-0;p00-1", "p02-0;p02-1", "p03-0;p03-1"]
+    assert slides.table["label"].tolist() == ["0", "0", "1"]
+    assert slides.truth[:, 0].tolist() == [0, 0, 1]
+    assert slides.covariate_values is not None
+    assert slides.covariate_values[:, 0].tolist() == [50, 70, 80]
+    assert dict(slides.left_out) == {"p01-0": "no_label", "p01-1": "no_label"}
+
+
+def test_folds_by_site_keep_every_site_of_a_patients_slides_together(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=12, slides=2)
+    frame = cohort.frame()
+    patient, slide = frame["slide_id"].str[1:3].astype(int), frame["slide_id"].str[-1].astype(int)
+    # every other patient has a second slide at the site of the next
+    cohort.rewrite(frame.assign(site=[f"s{p + (s and p % 2 == 0):02d}" for p, s in zip(patient, slide, strict=True)]))
+    slides = _join(cohort)
+    assert (slides.sites["p00-0;p00-1"], slides.sites["p01-0;p01-1"]) == ("s00;s01", "s01")
+    for seed in range(3):
+        fold_of = dict(zip(slides.table["patient_id"], fold_column(slides, Folding(3, "site"), seed), strict=True))
+        folds = cohort.frame()["patient_id"].map(fold_of)
+        assert folds.groupby(cohort.frame()["site"]).nunique().max() == 1
+        assert set(folds) == {0, 1, 2}
+    cohort.rewrite(cohort.frame().assign(site=lambda table: table["site"].mask(table["slide_id"] == "p07-1", "")))
+    with pytest.raises(InputError, match="column site filled; it is empty for p07-0;p07-1; fill it"):
+        fold_column(_join(cohort), Folding(3, "site"), 0)
 
 
 def test_slides_of_a_patient_that_say_different_things_are_refused_by_its_name(embeddings_cohort: Make) -> None:

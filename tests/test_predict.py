@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from pathfm.embeddings import find_embeddings, read_embeddings, write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, ModelError, SlidesFailedError
 from pathfm.extract import extract
 from pathfm.heads import build_head
-from pathfm.model import Model, write_model
+from pathfm.model import Model, ensemble, write_model
 from pathfm.predict import predict, score_bag
 from pathfm.targets import Classes, Task
 from pathfm.tiles import TileSpec
@@ -28,13 +28,14 @@ Make = Callable[..., EmbeddingsCohort]
 MPP = 0.5
 
 
-def _write_model(folder: Path, recipe: dict[str, object], dim: int) -> Model:
+def _write_model(folder: Path, recipe: dict[str, object], dim: int, **more: Any) -> Model:
     torch.manual_seed(0)
     model = Model(
         heads=(build_head("gated-abmil", dim, 2, hidden=16, attention=8).eval(),),
         task=Task((Classes("cancer", ("benign", "tumour")),)),
         recipe=recipe,
-        training={"fingerprint": "", "epochs": 1, "patients": [], "slides": {}},
+        training={"fingerprint": "", "epochs": 1, "patients": more.pop("patients", []), "slides": {}},
+        **more,
     )
     write_model(folder, model)
     return model
@@ -83,6 +84,22 @@ def test_a_slide_that_the_model_has_learned_from_is_marked(embeddings_cohort: Ma
     splits = table.set_index("slide_id")["split"]
     assert splits["fresh"] == "new"
     assert set(splits.drop("fresh")) == {"seen"}
+
+
+@pytest.mark.parametrize("unit", ["slide", "patient"])
+def test_another_slide_of_a_patient_of_the_training_is_marked_also_for_an_ensemble(
+    embeddings_cohort: Make, tmp_path: Path, unit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cohort = embeddings_cohort(patients=3, slides=2)
+    members = [_write_model(tmp_path / one, RECIPE, 8, unit=unit, patients=[one]) for one in ("p00", "p02")]
+    write_model(tmp_path / "both", ensemble(members))
+    for name, seen in (("p00", {"p00"}), ("both", {"p00", "p02"})):
+        found = predict(tmp_path / name, tmp_path / "out", embeddings=[cohort.embeddings], cohort=cohort.table)[
+            "cancer"
+        ]
+        assert set(found["patient_id"][found["split"] == "seen"]) == seen
+        assert set(found["patient_id"][found["split"] == "new"]) == {"p00", "p01", "p02"} - seen
+    assert f"{4 if unit == 'slide' else 2} of {len(found)} {unit}s are known to the model" in caplog.text
 
 
 def test_embeddings_of_another_recipe_name_the_key(embeddings_cohort: Make, model: Path, tmp_path: Path) -> None:

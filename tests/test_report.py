@@ -179,9 +179,9 @@ def write_scores(study: Study, folder: Path, labels: list[str], unit: Unit = "sl
         asked = {"target": target, "unit": unit, "protocol": "2-fold cross-validation by patient", "left_out": []}
         metrics = metrics_document(rows, **asked, controls=no_controls("it was not asked for"))
         results[target.name] = (all_rows[0].drop(columns="repeat"), metrics)
-        if repeats > 1:
-            rows.to_csv(folder / "repeats.csv", index=False)
     write_results(folder, results)
+    if repeats > 1:
+        rows.to_csv(folder / "repeats.csv", index=False)
     return folder / "cohort.csv"
 
 

@@ -217,23 +217,47 @@ def test_without_held_out_slides_a_document_has_no_figures() -> None:
     assert document["warnings"] == ["nobody was held out"]
 
 
-def test_results_of_several_targets_take_the_place_of_those_of_one_and_are_found_by_name(tmp_path: Path) -> None:
+def _results(*names: str) -> dict[str, Any]:
+    """Of each target a table and figures."""
     empty = pd.DataFrame(columns=["slide_id", "patient_id", "fold", "label", "prob_0", "prob_1"])
-    targets = [Classes(name, ("0", "1")) for name in ("er", "her2 (IHC)")]
-    results = {
-        target.name: (
-            empty,
-            metrics_document(
-                empty, target=target, unit="slide", protocol="none", left_out=[], controls=no_controls("nothing")
-            ),
-        )
-        for target in targets
-    }
-    write_results(tmp_path, {"er": results["er"]})
+    facts: dict[str, Any] = {"unit": "slide", "protocol": "none", "left_out": [], "controls": no_controls("nothing")}
+    return {name: (empty, metrics_document(empty, target=Classes(name, ("0", "1")), **facts)) for name in names}
+
+
+def test_results_of_earlier_targets_and_repeats_are_not_found_again_and_those_of_others_stay(tmp_path: Path) -> None:
+    write_results(tmp_path / "external", _results("pr"))  # of another command, and called otherwise than its target
+    write_results(tmp_path, _results("er", "pr"))
+    for folder in (tmp_path, tmp_path / "pr", tmp_path / "er"):
+        (folder / "repeats.csv").write_text("repeat\n0\n1\n")
+    (tmp_path / "er" / "heatmap.png").touch()
+    write_results(tmp_path, _results("her2", "er"))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("**/*.csv")) == [
+        f"{name}/predictions.csv" for name in ("er", "external", "her2")
+    ]
+    with pytest.raises(UnknownNameError, match="unknown target 'pr'"):
+        find_results(tmp_path, "pr", "")
+    write_results(tmp_path, _results("er"))
+    assert find_results(tmp_path, None, "") == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["er", "external", "metrics.json", "predictions.csv"]
+    assert [path.name for path in (tmp_path / "er").iterdir()] == ["heatmap.png"]
+    assert find_results(tmp_path / "external", "pr", "") == tmp_path / "external"
+
+
+def test_predictions_without_labels_leave_no_figures_of_others_beside_them(tmp_path: Path) -> None:
+    for names in (["er"], ["er", "pr"]):
+        write_results(tmp_path, _results(*names))
+        write_results(tmp_path, {name: (table, None) for name, (table, _) in _results(*names).items()})
+        assert not list(tmp_path.glob("**/metrics.json"))
+        assert len(list(tmp_path.glob("**/predictions.csv"))) == len(names)
+        (tmp_path / "predictions.csv").unlink(missing_ok=True)
+
+
+def test_results_of_several_targets_take_the_place_of_those_of_one_and_are_found_by_name(tmp_path: Path) -> None:
+    write_results(tmp_path, _results("er"))
     assert find_results(tmp_path, None, "") == find_results(tmp_path, "er", "") == tmp_path
     with pytest.raises(UnknownNameError, match=r"'her2'.*er"):
         find_results(tmp_path, "her2", "")
-    write_results(tmp_path, results)
+    write_results(tmp_path, _results("er", "her2 (IHC)"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["er", "her2-IHC"]
     assert find_results(tmp_path, "her2 (IHC)", "") == tmp_path / "her2-IHC"
     with pytest.raises(InputError, match=r"several targets; pass --target one of er, her2 \(IHC\)"):

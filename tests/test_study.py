@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from pathfm.cli import main
-from pathfm.errors import InputError, SlidesFailedError, UnknownNameError
+from pathfm.errors import InputError, SlidesFailedError
 from pathfm.model import read_model
 from pathfm.settings import TrainSettings
 from pathfm.study import run
@@ -100,28 +100,46 @@ def test_slides_that_cannot_be_used_are_listed_and_the_rest_of_the_study_is_done
     assert np.isnan(pd.read_csv(tmp_path / "out/crossval/predictions.csv").set_index("slide_id").loc["s5", "prob_1"])
 
 
-def test_a_wrong_label_shows_before_anything_is_extracted(cohort: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="cancer"):
-        study(cohort, tmp_path / "out", label="cancr")
-    assert not (tmp_path / "out").exists()
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A cohort whose slides nobody has come to look for yet."""
+    ids = [f"s{k}" for k in range(6)]
+    rows = pd.DataFrame({"slide_id": ids, "patient_id": [f"p{k // 2}" for k in range(6)], "path": ids})
+    rows = rows.assign(cancer=[0, 0, 1, 1, 0, 1], age=[50, 61, 47, "", 70, 66], centre="one", grade=[1, 1, 2, 2, 1, 1])
+    rows.to_csv(tmp_path / "cohort.csv", index=False)
+    return tmp_path / "cohort.csv"
 
 
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
+        ({"label": "cancr"}, "near: cancer"),
         ({"head": "gated"}, "gated-abmil"),
         ({"training": replace(TRAINING, head_options={"instance": 4}), "head": "clam-sb"}, "near: instances"),
-        ({"folds": 5}, "use --folds 3"),
+        ({"training": replace(TRAINING, precision=16, device="cpu")}, "precision 16 needs a cuda device"),
+        ({"folds": 5}, "use --folds 2"),
+        ({"repeats": 0}, "--repeats is 0"),
         ({"split": "site"}, "the column site filled"),
-        ({"covariates": ["age"]}, "unknown covariates column 'age'"),
+        ({"unit": "case"}, "unknown unit 'case'"),
+        ({"unit": "patient"}, "the slides of patient p2 hold 0 and 1 in the column 'cancer'"),
+        ({"unit": "patient", "label": "grade", "covariates": ["age"]}, "p0 hold 50 and 61 in the column 'age'"),
+        ({"covariates": ["stage"]}, "unknown covariates column 'stage'"),
+        ({"covariates": ["age,cancer"]}, "--covariates names cancer, which is what the model is to say"),
+        ({"covariates": ["age", "age"]}, "--covariates names a column twice"),
+        ({"covariates": ["centre"]}, "holds nothing but 'one'"),
     ],
 )
 def test_what_cannot_be_trained_shows_before_anything_is_extracted(
-    cohort: Path, tmp_path: Path, setting: dict[str, Any], says: str
+    table: Path, tmp_path: Path, setting: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(InputError, match=says):
-        study(cohort, tmp_path / "out", **setting)
+        study(table, tmp_path / "out", **setting)
     assert not (tmp_path / "out").exists()
+
+
+def test_covariates_may_stand_in_one_text_as_crossval_takes_them(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="s0"):  # the slides are not there: all that is known before is in order
+        study(table, tmp_path / "out", covariates=["age,grade"])
 
 
 def test_the_command_takes_a_config_writes_it_down_resolved_and_runs_from_that(

@@ -224,6 +224,7 @@ def test_training_rows_without_a_label_are_refused_and_those_of_the_cells_are_no
         {"classes": "ab", "labels": "ab", "mean": 0, "std": 0, "cuts": [1, 2, float("inf")]},
         {"classes": [1, 2], "labels": [1, 2], "mean": True, "std": 1, "cuts": "123"},
         {"classes": ["", "a"], "labels": ["a;b"], "mean": 0, "std": -1, "cuts": [-1, 1, 2]},
+        {"classes": 1, "labels": 1, "mean": 10**400, "std": 1, "cuts": [1, 2, 10**400]},
     ],
 )
 def test_facts_that_make_no_sense_are_refused_by_their_key(kind: str, facts: dict[str, Any]) -> None:
@@ -232,7 +233,14 @@ def test_facts_that_make_no_sense_are_refused_by_their_key(kind: str, facts: dic
 
 
 @pytest.mark.parametrize(
-    "facts", [[], [{"kind": "cox"}], [{"name": 1, "kind": "cox"}], [{"name": "a", "kind": "wish"}]]
+    "facts",
+    [
+        [],
+        [{"kind": "cox"}],
+        [{"name": 1, "kind": "cox"}],
+        [{"name": "a", "kind": "wish"}],
+        [{"name": "a", "kind": ["cox"]}],
+    ],
 )
 def test_targets_that_nobody_knows_are_refused(facts: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="key '"):
@@ -251,6 +259,8 @@ def test_targets_that_nobody_knows_are_refused(facts: list[dict[str, Any]]) -> N
         ("regression", "1e60", "write a number with a point"),
         ("cox", ("0", "1"), "write a time above 0"),
         ("cox", ("-3", "1"), "write a time above 0"),
+        ("cox", ("1e-46", "1"), "write a time above 0"),
+        ("cox", ("3", "1:LIVING"), "1 for the event and 0 for none"),
         ("hazards", ("3 months", "1"), "write a time above 0"),
         ("hazards", ("3", "2"), "1 for the event and 0 for none"),
     ],
@@ -297,6 +307,13 @@ def test_survival_is_written_with_a_plus_where_nobody_saw_the_event() -> None:
     target, truth = read("cox", [("34.5", "dead"), ("12", "Alive"), ("", "1"), ("3", "")])
     assert target.texts(truth) == ["34.5", "12+", "", ""]
     assert target.columns == ("time", "event")
+
+
+def test_events_are_read_as_cbioportal_writes_them() -> None:
+    _, truth = read(
+        "cox", [("1", "1:DECEASED"), ("2", "0:LIVING"), ("3", "1:Recurred/Progressed"), ("4", "0:Censored")]
+    )
+    assert truth[:, 1].tolist() == [1, 0, 1, 0]
 
 
 def test_a_patient_with_several_records_of_survival_has_the_longest() -> None:
@@ -351,13 +368,13 @@ def test_a_label_asks_for_several_kinds_at_once(tmp_path: Path) -> None:
     assert np.isnan(truth[8]).all()
     assert not np.isnan(truth[:8]).any()
     assert task.n_outputs == 2 + 2 + 2 + 1 + 1
-    assert task.batch_size == 32
     assert task.targets[-1].folder == "os_months-os_event"
     scores = task.scores(torch.zeros(3, task.n_outputs))
     assert [one.shape[1] for one in scores] == [2, 3, 2, 1, 1]
     fitted = task.fitted(truth)
     assert fitted.targets[3] == Regression("ki67", 4.0, pytest.approx(np.arange(8).std()))
     assert read_task(cohort, "odd:name")[0].targets[0].kind == "classes"
+    assert read_task(cohort, "os_months / os_event:cox")[0].label == "os_months/os_event"
 
 
 @pytest.mark.parametrize(
@@ -365,7 +382,10 @@ def test_a_label_asks_for_several_kinds_at_once(tmp_path: Path) -> None:
     [
         ("er:wish", UnknownNameError, "kind of target 'wish'"),
         ("os_months:cox", InputError, "TIME_COLUMN/EVENT_COLUMN:cox"),
-        ("os_months/os_event/er:hazards", InputError, "TIME_COLUMN/EVENT_COLUMN:hazards"),
+        ("os_months/os_event/er:hazards", InputError, "TIME_COLUMN/EVENT_COLUMN:hazards; a column with / in its name"),
+        ("os_months/os_months:cox", InputError, "TIME_COLUMN/EVENT_COLUMN:cox"),
+        ("os_months/ :cox", InputError, "TIME_COLUMN/EVENT_COLUMN:cox"),
+        ("/os_event:hazards", InputError, "TIME_COLUMN/EVENT_COLUMN:hazards"),
         ("os_months/nothing:cox", UnknownNameError, "'nothing'"),
         ("os_months/os_event", UnknownNameError, "os_months/os_event"),
         ("er,er:ordinal", InputError, "no number"),
@@ -376,3 +396,55 @@ def test_a_label_asks_for_several_kinds_at_once(tmp_path: Path) -> None:
 def test_a_label_that_cannot_be_is_refused(tmp_path: Path, label: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         read_task(cohort_of(tmp_path), label)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells", "said"),
+    [
+        ("classes", ["TRUE", "True", "FALSE", "02", "2"], ["TRUE and True", "02 and 2"]),
+        ("ordinal", ["1", "2", "02"], ["02 and 2"]),
+        ("multilabel", ["a;B", "b"], ["B and b"]),
+        ("classes", ["adeno", "other", "2", "1"], []),
+    ],
+)
+def test_names_that_differ_in_spelling_alone_are_said_once(
+    kind: str, cells: list[str], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    read(kind, cells)
+    assert len(caplog.records) == bool(said)
+    assert all(pair in caplog.text for pair in said)
+
+
+def test_a_cohort_is_read_with_the_targets_of_a_model_of_which_it_may_lack_some(tmp_path: Path) -> None:
+    task, _ = read_task(cohort_of(tmp_path), "er,found:multilabel,os_months/os_event:hazards")
+    lines = ["slide_id,patient_id,status,found,time,event,nothing"]
+    lines += ["a,p1,,none,,,", "b,p2,,none,,,", "c,p3,,,,,"]
+    (tmp_path / "other.csv").write_text("\n".join(lines))
+    other = read_cohort(tmp_path / "other.csv")
+    found, truth = read_task(other, "status,found:multilabel,time/event:hazards", task)
+    assert found.label == "status,found,time/event"
+    assert found.targets[0].groups == ["+", "-"]
+    assert np.isnan(truth[:, [0, 3, 4]]).all()
+    np.testing.assert_array_equal(truth[:, 1:3], [[0, 0], [0, 0], [np.nan, np.nan]])
+    with pytest.raises(CohortError, match="columns 'status', 'nothing', 'time/event' are empty in every row"):
+        read_task(other, "status,nothing:multilabel,time/event:hazards", task)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells", "said"),
+    [
+        ("classes", ["adeno", "new"], "holds new, the model knows adeno, squamous"),
+        ("ordinal", ["1", "4"], "holds 4, the model knows 1, 2, 3"),
+        ("multilabel", ["a;c", "none"], "holds a;c, the model knows a, b"),
+        ("multilabel", ["a;none"], "slide s0: .*semicolons between"),
+        ("regression", ["1", "many"], "slide s1: .*write a number"),
+        ("cox", [("1", "maybe")], "slide s0: .*1 for the event"),
+        ("hazards", [("-1", "1")], "slide s0: .*write a time above 0"),
+    ],
+)
+def test_cells_that_say_what_a_model_does_not_know_are_refused(kind: str, cells: list[Any], said: str) -> None:
+    target, _ = read(kind, FIXED[kind])
+    frame = pd.DataFrame(cells, columns=["time", "event"] if isinstance(target, Survival) else ["grade"])
+    frame.index = pd.Index([f"s{i}" for i in range(len(cells))], name="slide_id")
+    with pytest.raises(CohortError, match=said):
+        target.of_cells(target.name, frame)

@@ -172,17 +172,20 @@ def test_what_cannot_or_may_not_go_together_goes_apart(
 def test_by_itself_it_takes_together_what_that_makes_faster(tmp_path: Path, joint_fits: list[int]) -> None:
     settings = replace(QUICK, epochs=1, together="auto")
     fit_all(_bags(), _jobs(tmp_path / "two", settings, folds=2), TASK, "mean")
-    fit_all(_bags(), _jobs(tmp_path / "wide", replace(settings, hidden=60_000), folds=4), TASK, "mean")
+    fit_all(_bags(), _jobs(tmp_path / "wide", replace(settings, hidden=32_000), folds=4), TASK, "mean")
     assert joint_fits == []
     fit_all(_bags(), _jobs(tmp_path / "four", settings, folds=4), TASK, "mean")
     assert joint_fits == [4]
 
 
-def test_targets_that_the_training_rows_decide_go_apart(tmp_path: Path, joint_fits: list[int]) -> None:
+def test_targets_that_the_training_rows_decide_go_apart(
+    tmp_path: Path, joint_fits: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     values = np.arange(15, dtype=np.float32)[:, None]
     task, jobs = Task((Regression("size"),)), _jobs(tmp_path, replace(QUICK, epochs=1), folds=2)
     fit_all(_bags(values), jobs, task, "mean")
     assert joint_fits == []
+    assert "the training rows of each fold decide its targets" in caplog.text
 
 
 class Branching(Pooling):

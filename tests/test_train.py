@@ -41,11 +41,15 @@ def test_without_a_split_there_are_no_figures_for_nobody_was_held_out(embeddings
 
 def test_with_a_split_the_figures_are_those_of_the_test_rows_alone(embeddings_cohort: Make) -> None:
     split = ["train"] * 8 + ["val"] * 4 + ["test"] * 4 + [""] * 2
-    trained = _train(_with_split(embeddings_cohort(patients=18), split))
+    cohort = _with_split(embeddings_cohort(patients=18), split)
+    write_embeddings(cohort.file("p17-0"), planted_embeddings("p17-0", 1, n=0))
+    trained = _train(cohort)
     metrics = trained.metrics["cancer"]
     assert metrics["n_slides"] == 4
     assert metrics["slide"]["n"] == 4
-    assert [one["reason"] for one in metrics["left_out"]] == ["no_split", "no_split"]
+    left_out = {one["slide_id"]: one["reason"] for one in metrics["left_out"]}
+    assert left_out == {"p16-0": "no_split", "p17-0": "no_tissue"}
+    assert len(metrics["left_out"]) == 2
     training = trained.model.training
     assert training["patients"] == [f"p{i:02d}" for i in range(12)]
     assert training["n_stop_patients"] == 4

@@ -13,9 +13,12 @@ from conftest import EmbeddingsCohort
 
 import pathfm.tune
 from pathfm.cli import command_parser
+from pathfm.cohort import read_cohort
 from pathfm.crossval import crossval
 from pathfm.errors import InputError, ModelError, UnknownNameError
+from pathfm.labelled import labelled_slides
 from pathfm.options import read_options
+from pathfm.outoffold import Folding, fold_column
 from pathfm.settings import TrainSettings
 from pathfm.space import SPACE, Candidate, Space
 from pathfm.trials import Tried, best_of, search
@@ -50,10 +53,23 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, set[str]]]:
     return seen
 
 
-def test_no_search_sees_a_patient_of_the_fold_that_it_tunes_for(
+def _left_by_others(out: Path) -> list[Path]:
+    """What crossval of several repeats, and a tuning of more folds, would have left in a folder."""
+    models = ("folds/5", "repeats/1/0", "ensemble")
+    left = [out / "repeats.csv", out / "searches" / "fold-5" / "search.json", *(out / m / "model.json" for m in models)]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    return left
+
+
+def test_no_search_sees_a_patient_of_its_fold_and_figures_are_of_the_whole_procedure(
     embeddings_cohort: Make, fitted: list[tuple[str, set[str]]]
 ) -> None:
-    result = _tune(embeddings_cohort(patients=12))
+    cohort = embeddings_cohort(patients=12)
+    left = _left_by_others(cohort.table.parent / "tuned")
+    result = _tune(cohort)
+    assert not any(path.exists() for path in left)
     table = result.predictions["cancer"]
     assert table["prob_1"].notna().all()
     for fold in (0, 1):
@@ -64,12 +80,11 @@ def test_no_search_sees_a_patient_of_the_fold_that_it_tunes_for(
         assert not any(held_out & patients for patients in searches)
     assert sum(what.startswith("all patients") for what, _ in fitted) == 4
     assert len(fitted) == 14
+    _check_figures(result)
+    _check_best(result)
 
 
-def test_the_figures_are_of_the_whole_procedure_every_trial_is_listed_and_the_best_is_a_config(
-    embeddings_cohort: Make,
-) -> None:
-    result = _tune(embeddings_cohort(patients=12))
+def _check_figures(result: Tuned) -> None:
     metrics = json.loads((result.folder / "metrics.json").read_text())
     assert metrics["protocol"] == (
         "2-fold cross-validation by patient, settings picked for each fold out of 2 on 2 inner folds of its training patients"
@@ -86,6 +101,9 @@ def test_the_figures_are_of_the_whole_procedure_every_trial_is_listed_and_the_be
         assert described["training"]["settings"]["lr"] == picked.loc[f"fold-{fold}", "lr"]
         assert described["heads"][0]["name"] == picked.loc[f"fold-{fold}", "head"]
     assert not list(result.folder.glob("searches/*/running"))
+
+
+def _check_best(result: Tuned) -> None:
     for command, words in (("crossval", ["--embeddings", "e"]), ("run", [])):
         parser, _ = command_parser(command)
         config = ["--config", str(result.folder / "best.yaml"), "--cohort", "c", "--out", "o", *words]
@@ -108,8 +126,13 @@ def test_a_tuning_that_is_killed_goes_on_and_ends_like_one_that_was_not(
         write(path, value)
 
     monkeypatch.setattr(pathfm.trials, "write_json", killed)
+    earlier = [cohort.table.parent / "killed" / name for name in ("best.yaml", "tune.csv")]
+    earlier[0].parent.mkdir()
+    for path in earlier:
+        path.write_text("of other settings")
     with pytest.raises(KeyboardInterrupt):
         _tune(cohort, "killed", trials=1)
+    assert not any(path.exists() for path in earlier)
     monkeypatch.setattr(pathfm.trials, "write_json", write)
     del fitted[:]
     again = _tune(cohort, "killed", trials=1)
@@ -165,6 +188,43 @@ def test_a_trial_that_diverges_is_listed_and_the_search_goes_on(tmp_path: Path) 
         _search(tmp_path / "b", Space(SMALL, GIVEN), 2, lambda _: None)
 
 
+def test_values_of_which_no_head_can_be_made_cost_their_trial(tmp_path: Path) -> None:
+    given = Candidate("transformer", replace(QUICK, hidden=96))
+    asked: list[Candidate] = []
+    space = Space({"hidden": {"low": 96, "high": 104}}, given)  # between the bounds 8 heads share none of the widths
+    tried = _search(tmp_path, space, 8, lambda candidate: asked.append(candidate) or 0.5)
+    assert {one.settings.hidden for one in asked} <= {96, 104}
+    whys = [one.why for one in tried if one.values["hidden"] not in (96, 104)]
+    assert len(whys) > 1
+    assert all("cannot be split into 8 heads" in why for why in whys)
+
+
+def test_a_number_with_whole_bounds_is_drawn_as_one_unless_the_setting_or_the_option_takes_others(
+    tmp_path: Path,
+) -> None:
+    declared = {"head_options.bag_weight": (0, 1), "head_options.instances": (1, 9), "clip": (1, 5), "hidden": (8, 80)}
+    space = Space(
+        {name: {"low": low, "high": high} for name, (low, high) in declared.items()}, Candidate("clam-sb", QUICK)
+    )
+    tried = _search(tmp_path, space, 6, lambda _: 0.5)
+    whole = {name: all(isinstance(one.values[name], int) for one in tried[1:]) for name in declared}
+    assert whole == {
+        "head_options.bag_weight": False,
+        "head_options.instances": True,
+        "clip": False,
+        "hidden": True,
+    }
+
+
+def test_a_choice_is_refused_where_it_goes_with_no_other() -> None:
+    given = Candidate("transformer", QUICK)  # whose hidden layer of 8 three heads cannot share
+    Space({"hidden": [96], "head_options.heads": [3, 6]}, given)
+    Space({"hidden": [96, 100], "head": ["transformer", "mean"]}, given)
+    for declared in ({"hidden": [96, 100]}, {"hidden": [100], "head": ["transformer", "mean"]}):
+        with pytest.raises(InputError, match="hidden 100 cannot be split into 8 heads"):
+            Space(declared, given)
+
+
 def test_trials_of_other_inputs_are_not_taken_and_a_damaged_one_is_done_again(tmp_path: Path) -> None:
     asked = []
 
@@ -180,6 +240,9 @@ def test_trials_of_other_inputs_are_not_taken_and_a_damaged_one_is_done_again(tm
     assert asked[3:] == asked[1:3]
     _search(tmp_path, Space(SMALL | {"dropout": [0.1, 0.2]}, GIVEN), 3, value)
     assert len(asked) == 8
+    (tmp_path / "search.json").write_text("{")
+    _search(tmp_path, Space(SMALL | {"dropout": [0.1, 0.2]}, GIVEN), 3, value)
+    assert asked[8:] == asked[5:8]
 
 
 def test_settings_that_are_drawn_again_are_not_trained_again(tmp_path: Path) -> None:
@@ -206,6 +269,8 @@ def test_given_options_of_a_head_stay_with_it() -> None:
     space = Space({"head": ["mean", "clam-sb"]}, given)
     assert space.candidate({"head": "clam-sb"}).settings.head_options == {"instances": 4}
     assert space.candidate({"head": "mean"}).settings.head_options == {}
+    with pytest.raises(UnknownNameError, match="unknown option of the head mean 'instances'"):
+        Space({"lr": [1e-3]}, Candidate("mean", given.settings))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +288,16 @@ def test_given_options_of_a_head_stay_with_it() -> None:
         ({"lr": []}, InputError, "--space has lr"),
         ({"lr": {"low": 0.1, "high": 2}}, InputError, "--training.lr is 2"),
         ({"dropout": [0.1, 1.5]}, InputError, "--training.dropout is 1.5"),
+        ({"schedule": ["cosin"]}, InputError, "--training.schedule is 'cosin'; it must be cosine or one-cycle"),
+        ({"precision": ["bf-16"]}, InputError, "--training.precision is 'bf-16'"),
+        ({"precision": [32, 16]}, InputError, "precision 16 needs a cuda device"),
+        ({"epochs": [1.5]}, InputError, "--training.epochs is 1.5; it must be a whole number"),
+        ({"epochs": {"low": 1.5, "high": 3}}, InputError, "--training.epochs is 1.5; it must be a whole number"),
+        ({"lr": ["1e-3"]}, InputError, "--training.lr is '1e-3'; it must be a number"),
+        ({"class_weights": ["no"]}, InputError, "--training.class_weights is 'no'; it must be true or false"),
+        ({"head": ["transformer"], "head_options.layers": [-3]}, InputError, "layers, .* is -3"),
+        ({"head": ["transformer"], "head_options.layers": {"low": -3, "high": 2}}, InputError, "layers, .* is -3"),
+        ({"head": ["transformer"], "hidden": {"low": 100, "high": 300}}, InputError, "hidden 100 cannot be split"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused_before_any_training(
@@ -237,6 +312,36 @@ def test_too_many_inner_folds_are_said_by_their_own_name(embeddings_cohort: Make
         _tune(embeddings_cohort(patients=12), inner_folds=4)
     with pytest.raises(InputError, match="--trials is 0"):
         _tune(embeddings_cohort(patients=12), trials=0)
+
+
+def test_a_space_that_the_target_cannot_have_is_refused_before_any_training(
+    embeddings_cohort: Make, fitted: list[tuple[str, set[str]]]
+) -> None:
+    cohort = embeddings_cohort(patients=12)
+    cohort.rewrite(cohort.frame().assign(months=range(1, 13), died=["1", "1", "0"] * 4))
+    with pytest.raises(InputError, match=r"--training\.batch_size is 1, and a Cox model"):
+        tune(
+            cohort.table,
+            [cohort.embeddings],
+            "months/died:cox",
+            cohort.table.parent / "tuned",
+            {"batch_size": {"low": 1, "high": 8}},
+            training=QUICK,
+        )
+    assert not fitted
+
+
+def test_inner_folds_that_a_later_search_cannot_have_are_said_before_the_first_training(
+    embeddings_cohort: Make, fitted: list[tuple[str, set[str]]]
+) -> None:
+    cohort = embeddings_cohort(patients=12)
+    cohort.rewrite(cohort.frame().assign(cancer=["1"] * 5 + ["0"] * 7))
+    slides = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
+    of_class = fold_column(slides, Folding(2), QUICK.seed)[slides.table["label"] == "1"].tolist()
+    assert (of_class.count(0), of_class.count(1)) == (2, 3)  # so the search of the second fold has 2 to learn from
+    with pytest.raises(InputError, match="--inner_folds 3 is more than class '1' has patients"):
+        _tune(cohort, inner_folds=3, trials=1)
+    assert not fitted
 
 
 def test_the_shipped_space_is_that_of_the_command() -> None:

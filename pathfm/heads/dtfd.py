@@ -16,15 +16,21 @@ if TYPE_CHECKING:
     from pathfm.heads.layers import HeadShape
 
 _DISTILL = ("afs", "maxmins", "maxs")
+_RANKS = ("activation", "probability")
 
 
 class DTFD(Pooling):
     """Gated attention in pseudo-bags, then gated attention over what is distilled of each.
 
     The instances of a bag are dealt to pseudo-bags; each is attended and judged by itself, with the label of the bag. Of
-    each pseudo-bag, features are handed on: its attended sum (afs), the instances that speak most for and most against an
-    output (maxmins), or for it alone (maxs), by the class activation of the pseudo-bag's classifier. The second tier attends
-    over those of all pseudo-bags and gives the logits. The loss is that of both tiers, the first the mean over pseudo-bags.
+    each pseudo-bag, features are handed on: its attended sum (afs), the instances that speak most for and most against each
+    output (maxmins), or for each alone (maxs), by their activation of it in the pseudo-bag's classifier. The second tier
+    attends over those of all pseudo-bags and gives the logits. The loss is that of both tiers, the first the mean over
+    pseudo-bags.
+
+    The paper, whose outputs are two classes, ranks instances by the probability of the second: `rank_by` probability.
+    Outputs here may be thresholds, labels or a risk as well, over which a softmax means nothing, and a head is not told
+    what its outputs are; so by default each is ranked by its own activation.
 
     In training the instances are dealt at random, in evaluation in turn, so the order of the instances matters a little.
     The attention of an instance is that in its pseudo-bag times that of what its pseudo-bag handed on. A bag of fewer
@@ -38,7 +44,16 @@ class DTFD(Pooling):
     attention: ClassVar[Literal["none", "one", "each output"]] = "one"
     permutation_invariant = False
 
-    def __init__(self, dim: int, n_outputs: int, shape: HeadShape, *, groups: int = 4, distill: str = "afs") -> None:
+    def __init__(
+        self,
+        dim: int,
+        n_outputs: int,
+        shape: HeadShape,
+        *,
+        groups: int = 4,
+        distill: str = "afs",
+        rank_by: str = "activation",
+    ) -> None:
         """The sizes of a head, and what is handed on.
 
         Args:
@@ -47,10 +62,12 @@ class DTFD(Pooling):
             shape: the sizes that heads share.
             groups: pseudo-bags of a bag.
             distill: afs, maxmins or maxs.
+            rank_by: of maxmins and maxs, activation, or for one target of classes probability.
         """
         super().__init__()
         require_one_of("distillation of the head dtfd", distill, _DISTILL)
-        self.groups, self.distill = groups, distill
+        require_one_of("ranks of the head dtfd", rank_by, _RANKS)
+        self.groups, self.distill, self.rank_by = groups, distill, rank_by
         self.body = AttentionBody(dim, shape)
         self.tier1 = nn.Linear(shape.hidden, n_outputs)
         self.gates = nn.Linear(shape.hidden, 2 * shape.attention)
@@ -105,7 +122,7 @@ class DTFD(Pooling):
     def _chosen(self, hidden: Tensor, attention: Tensor, member: Tensor) -> Tensor:
         """The instances that each pseudo-bag hands on, (g * k, h); the choice has no gradient."""
         activation = attention.detach().sum(dim=1, keepdim=True) * (hidden.detach() @ self.tier1.weight.detach().T)
-        ranks = _ranks(activation)[:, None, :]  # (n, 1, r)
+        ranks = (_probabilities(activation) if self.rank_by == "probability" else activation)[:, None, :]  # (n, 1, r)
         best = torch.where(member[:, :, None], ranks, -torch.inf).argmax(dim=0)  # (g, r)
         if self.distill == "maxmins":
             best = torch.cat([best, torch.where(member[:, :, None], ranks, torch.inf).argmin(dim=0)], dim=1)
@@ -118,11 +135,6 @@ class _Tiers(NamedTuple):
     attention: Tensor  # (n, 1)
 
 
-def _ranks(activation: Tensor) -> Tensor:
-    """By what instances are ranked, (n, r), from class activations (n, c).
-
-    Of two outputs it is the probability of the second, as in the paper, of more that of each; one is its own rank.
-    """
-    if activation.shape[1] == 1:
-        return activation
+def _probabilities(activation: Tensor) -> Tensor:
+    """Logarithms of the probabilities of classes by their activations (n, c): of two that of the second, (n, 1)."""
     return activation.log_softmax(dim=1)[:, 1 if activation.shape[1] == 2 else 0 :]

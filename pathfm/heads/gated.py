@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pathfm.heads.layers import Dropout, FirstLinear, HeadShape
+from pathfm.heads.products import in_half
 from pathfm.heads.rowblocks import Weights, attend_by_blocks
 
 if TYPE_CHECKING:
@@ -98,5 +99,4 @@ def attend(hidden: Tensor, scores: Tensor, lengths: Sequence[int]) -> tuple[Tens
 
 def _blocks_pay(features: Tensor, lengths: Sequence[int]) -> bool:
     """Whether `rowblocks` is the faster way: for long bags on a CPU, unless they are computed in half precision."""
-    on_cpu = features.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and len(features) >= _LONG * len(lengths)
+    return features.device.type == "cpu" and not in_half(features) and len(features) >= _LONG * len(lengths)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from pathfm.heads.products import linear
+from pathfm.heads.products import in_half, linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +44,7 @@ class FirstLinear(nn.Module):
 
     Its weights are those of a layer on features of mean 0 and deviation 1. Mean and deviation, of the training instances,
     are folded into them in each forward, which spares a pass over all instances: W((x - m) / s) + b = (W/s)x + b - W(m/s).
+    Under autocast, whose rounding of x is by its size, the instances are standardised before they are rounded.
     """
 
     mean: Tensor
@@ -55,12 +57,15 @@ class FirstLinear(nn.Module):
         self.register_buffer("std", torch.ones(dim))
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight (out, dim) and bias (out,) for raw features."""
+        """Weight (out, dim) and bias (out,) for raw features in full precision."""
         weight = self.linear.weight / self.std
         return weight, self.linear.bias - weight @ self.mean
 
     def forward(self, features: Tensor) -> Tensor:
         """The layer of the standardised features: (n, dim) to (n, out)."""
+        if in_half(features):
+            small = (features - self.mean).div_(self.std)
+            return functional.linear(small, self.linear.weight, self.linear.bias)
         return linear(features, *self.folded())
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:

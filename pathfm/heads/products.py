@@ -21,10 +21,16 @@ _MANY = 256  # rows from which on the product outweighs what a function of our o
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The product x weight' + bias, as `functional.linear`: float (n, k) by (m, k), and a bias (m,) or none."""
-    in_full = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    in_full = x.device.type == "cpu" and x.dtype == torch.float32 and not in_half(x)
     if in_full and len(x) >= _MANY and onednn_is_faster():
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
     return functional.linear(x, weight, bias)
+
+
+def in_half(x: Tensor) -> bool:
+    """Whether products with a tensor are computed in half precision, by autocast on its device."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def rows_times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -163,13 +163,14 @@ def pseudo_inverse(matrices: Tensor, iterations: int) -> Tensor:
     """The Moore-Penrose inverse of softmax matrices (..., m, m), by iteration.
 
     Source: Razavi et al. (2014), as Xiong et al. (2021) use it: Z <- Z (13 I - AZ (15 I - AZ (7 I - AZ))) / 4, from the
-    transpose over the largest sum of a row times that of a column, each matrix by its own.
+    transpose over the largest sum of a row times that of a column, each matrix by its own. In float32 or more.
     """
-    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    rows, columns = matrices.sum(dim=-1).amax(dim=-1), matrices.sum(dim=-2).amax(dim=-1)
-    inverse = matrices.mT / (rows * columns)[..., None, None]
-    # half precision would not get near the inverse, whatever the training runs in
+    # half precision would not get near the inverse, whatever the training runs in, and whatever it made the matrices of
     with torch.autocast(matrices.device.type, enabled=False):
+        matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+        eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+        rows, columns = matrices.sum(dim=-1).amax(dim=-1), matrices.sum(dim=-2).amax(dim=-1)
+        inverse = matrices.mT / (rows * columns)[..., None, None]
         for _ in range(iterations):
             product = matrices @ inverse
             inverse = inverse @ (13 * eye - product @ (15 * eye - product @ (7 * eye - product))) / 4

@@ -14,7 +14,7 @@ from pathfm.cohort import sort_classes
 from pathfm.errors import InputError
 from pathfm.metrics import auroc, balanced_accuracy, f1
 from pathfm.targets.facts import different_names
-from pathfm.targets.target import Target, known
+from pathfm.targets.target import Target, known, require_known, warn_of_spellings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,15 @@ class Classes(Target):
         """The distinct cells are the classes, sorted as numbers where all are numbers."""
         texts = list(cells[name])
         target = cls(name, tuple(sort_classes(set(texts) - {""})))
+        warn_of_spellings(name, target.classes)
         return target, target.of_texts(texts)
+
+    def of_cells(self, name: str, cells: pd.DataFrame) -> Truth:
+        """The index of the class, of those that there are here."""
+        texts = list(cells[name])
+        truth = self.of_texts(texts)
+        require_known(name, texts, truth, self.classes)
+        return truth
 
     def texts(self, truth: Truth) -> list[str]:
         """The name of the class."""

@@ -26,7 +26,7 @@ class Cox(Survival):
     """
 
     kind: ClassVar[str] = "cox"
-    batch_size: ClassVar[int] = 32
+    compares: ClassVar[bool] = True
 
     @property
     def n_outputs(self) -> int:

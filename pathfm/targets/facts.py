@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 
@@ -26,7 +26,8 @@ def finite_numbers(values: object, key: str) -> tuple[float, ...]:
     Raises:
         ValueError: something else; the key is named.
     """
-    if isinstance(values, list) and all(type(one) in (int, float) and math.isfinite(one) for one in values):
+    largest = sys.float_info.max  # JSON has whole numbers beyond it, which no float can be made of
+    if isinstance(values, list) and all(type(one) in (int, float) and abs(one) <= largest for one in values):
         return tuple(float(one) for one in values)
     message = f"key {key!r} holds something else than finite numbers"
     raise ValueError(message)

@@ -16,7 +16,7 @@ from pathfm.cohort import sort_classes
 from pathfm.errors import CohortError, InputError
 from pathfm.metrics import binary_auroc, ratio
 from pathfm.targets.facts import different_names
-from pathfm.targets.target import Target, known
+from pathfm.targets.target import Target, known, require_known, warn_of_spellings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,22 +79,20 @@ class MultiLabel(Target):
         Raises:
             CohortError: a cell that names a label and none, or nothing between its semicolons.
         """
-        texts = cells[name]
-        found: set[str] = set()
-        for slide_id, text in texts[texts != ""].items():
-            parts = _parts(text)
-            if not parts or (len(parts) > 1 and NONE[0] in parts):
-                message = (
-                    f"slide {slide_id}: {name} is {text!r}; write the labels with semicolons between, 'none' where it has"
-                    " none of them, or leave it empty where that is not known"
-                )
-                raise CohortError(message)
-            found |= parts
-        target = cls(name, tuple(sort_classes(found - {NONE[0]})))
+        target = cls(name, tuple(sort_classes(_found(name, cells) - {NONE[0]})))
         if not target.labels:
             message = f"column {name!r} names no label in any row; write the labels of a slide with semicolons between"
             raise InputError(message)
-        return target, target.of_texts(list(texts))
+        warn_of_spellings(name, target.labels)
+        return target, target.of_texts(list(cells[name]))
+
+    def of_cells(self, name: str, cells: pd.DataFrame) -> Truth:
+        """1 for each label of a cell, of those that there are here; all rows may have none."""
+        _found(name, cells)
+        texts = list(cells[name])
+        truth = self.of_texts(texts)
+        require_known(name, texts, truth, self.labels)
+        return truth
 
     def texts(self, truth: Truth) -> list[str]:
         """The labels in their order, or none."""
@@ -219,6 +217,25 @@ def binary_f1(positive: Booleans, score: Floats, weights: Floats) -> Floats:
     true = weights @ positive.astype(np.float64)
     found = ratio(2 * (weights @ (positive & said).astype(np.float64)), true + weights @ said.astype(np.float64))
     return np.where(true == 0, np.nan, found)
+
+
+def _found(name: str, cells: pd.DataFrame) -> set[str]:
+    """The labels that cells name, and the word for none.
+
+    Raises:
+        CohortError: as `MultiLabel.read`.
+    """
+    texts, found = cells[name], set()
+    for slide_id, text in texts[texts != ""].items():
+        parts = _parts(text)
+        if not parts or (len(parts) > 1 and NONE[0] in parts):
+            message = (
+                f"slide {slide_id}: {name} is {text!r}; write the labels with semicolons between, 'none' where it has"
+                " none of them, or leave it empty where that is not known"
+            )
+            raise CohortError(message)
+        found |= parts
+    return found
 
 
 def _parts(text: str) -> set[str]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from pathfm.errors import CohortError
 from pathfm.metrics import binary_auroc, confusion, mean_recall, ratio
 from pathfm.targets.classes import Classes
-from pathfm.targets.target import known
+from pathfm.targets.target import known, warn_of_spellings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,7 @@ class Ordinal(Classes):
                 )
                 raise CohortError(message)
         target = cls(name, tuple(sorted(set(texts) - {""}, key=_place)))
+        warn_of_spellings(name, target.classes)
         return target, target.of_texts(list(texts))
 
     def losses(self, logits: Tensor, truth: Tensor, balance: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ EVENTS = {
     **dict.fromkeys(("1", "true", "yes", "dead", "deceased"), 1.0),
     **dict.fromkeys(("0", "false", "no", "alive", "living"), 0.0),
 }
-"""What the cells of the event column may say, in any case, and what of it is an event."""
+"""What the cells of the event column may say, in any case, and what of it is an event; cBioPortal writes 1:DECEASED."""
 _GROUPS = 3
 _BLOCK = 4_000_000  # pairs compared at a time: 32 MB
 
@@ -56,7 +56,7 @@ class Survival(Target):
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """Harrell's."""
+        """Harrell's, over the pairs of one fold."""
         return {"c_index": c_index}
 
     @classmethod
@@ -65,7 +65,7 @@ class Survival(Target):
         truth = np.full((len(cells), 2), np.nan, dtype=np.float32)
         time, event = cells.columns
         for row, (slide_id, texts) in zip(truth, cells.iterrows(), strict=True):
-            found = [number_of(texts[time]), EVENTS.get(texts[event].lower(), np.nan)]
+            found = np.array([number_of(texts[time]), _event(texts[event])], dtype=np.float32)
             if texts[time] and not found[0] > 0:
                 message = f"slide {slide_id}: {time} is {texts[time]!r}; write a time above 0, or leave it empty"
                 raise CohortError(message)
@@ -91,6 +91,10 @@ class Survival(Target):
         truth[~(truth[:, 0] > 0)] = np.nan
         return truth
 
+    def comparable(self, scores: Scores, folds: NDArray[np.int64]) -> Scores:
+        """The risk, and the fold beside it: risks of two models have neither a zero nor a unit in common."""
+        return np.column_stack([scores, folds])
+
     def predicted(self, scores: Scores) -> list[str]:
         """The risk, to four digits."""
         return [f"{risk:.4g}" for risk in scores[:, 0]]
@@ -114,7 +118,7 @@ class Survival(Target):
         return longest
 
     def require(self, truth: Truth) -> None:
-        """Two events, at least one of them with somebody to compare."""
+        """At least two events."""
         events = self.counts(truth)["event"]
         if events < 2:
             message = (
@@ -124,14 +128,35 @@ class Survival(Target):
             raise InputError(message)
 
 
+def _event(text: str) -> float:
+    """1 for the event, 0 for none, NaN for a cell that says neither; 1:RECURRED says 1, and 1:LIVING nothing."""
+    word = text.lower()
+    digit, colon, said = word.partition(":")
+    if colon and digit in ("0", "1"):
+        return EVENTS[digit] if EVENTS.get(said.strip(), EVENTS[digit]) == EVENTS[digit] else np.nan
+    return EVENTS.get(word, np.nan)
+
+
 def c_index(truth: Truth, scores: Scores, weights: Floats) -> Floats:
     """Harrell's concordance; a `Metric`.
 
     Harrell, Califf, Pryor, Lee, Rosati, Evaluating the yield of medical tests, JAMA 247:2543 (1982): of the pairs of
     which it is known who had the event first, the share in which that one has the higher risk, equal risks counted half.
-    Of equal times a pair counts where one had the event and the other, who was well then, had not.
+    Of equal times a pair counts where one had the event and the other, who was well then, had not. Where the scores have a
+    second column, pairs are of rows that are alike in it (`Survival.comparable`), and those of all folds are counted
+    together.
     """
-    (time, event), risk = truth.T, scores[:, 0]
+    in_order, known = np.zeros(len(weights)), np.zeros(len(weights))
+    for fold in np.unique(scores[:, 1:], axis=0):
+        rows = (scores[:, 1:] == fold).all(axis=1)
+        right, pairs = _concordance(truth[rows], scores[rows, 0], weights[:, rows])
+        in_order, known = in_order + right, known + pairs
+    return ratio(in_order, known)
+
+
+def _concordance(truth: Truth, risk: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """The pairs in the right order, ties counted half, and all that are known, both float64 (b,)."""
+    time, event = truth.T
     sooner = np.flatnonzero(event == 1)
     in_order, known = np.zeros(len(weights)), np.zeros(len(weights))
     for rows in np.array_split(sooner, -(-len(sooner) * len(truth) // _BLOCK) or 1):
@@ -139,4 +164,4 @@ def c_index(truth: Truth, scores: Scores, weights: Floats) -> Floats:
         right = np.where(risk[rows, None] > risk, 1.0, np.where(risk[rows, None] == risk, 0.5, 0.0))
         known += (weights[:, rows] * (weights @ later.T.astype(np.float64))).sum(axis=1)
         in_order += (weights[:, rows] * (weights @ (later * right).T)).sum(axis=1)
-    return ratio(in_order, known)
+    return in_order, known

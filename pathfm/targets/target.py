@@ -12,6 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pathfm.errors import CohortError
+from pathfm.progress import logger
+from pathfm.targets.numbers import number_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -45,8 +49,8 @@ class Target(ABC):
     """What the main figure is without knowledge."""
     of_several: ClassVar[str] = "the highest of them"
     """What `of_patient` makes of labels that differ, in words."""
-    batch_size: ClassVar[int] = 1
-    """Bags a step where the user says nothing; several for a loss that compares bags."""
+    compares: ClassVar[bool] = False
+    """Whether its loss compares the bags of a step, so that one alone says nothing."""
 
     @property
     def folder(self) -> str:
@@ -97,6 +101,18 @@ class Target(ABC):
             InputError: nothing to learn, such as one class only where the kind needs two.
         """
 
+    def of_cells(self, name: str, cells: pd.DataFrame) -> Truth:
+        """The truth of another cohort's rows, of which unlike by `read` nothing is learned.
+
+        Args:
+            name: how the user calls the target there.
+            cells: as of `read`.
+
+        Raises:
+            CohortError: a cell that says something else than this target knows.
+        """
+        return type(self).read(name, cells)[1]
+
     @abstractmethod
     def texts(self, truth: Truth) -> list[str]:
         """The truth as the column `label` of predictions.csv writes it; "" for NaN."""
@@ -126,6 +142,15 @@ class Target(ABC):
     @abstractmethod
     def scores(self, logits: Tensor) -> Scores:
         """What is written of bags, from logits float64 (b, n_outputs)."""
+
+    def comparable(self, scores: Scores, folds: NDArray[np.int64]) -> Scores:
+        """The scores as `metrics` take them, from those of rows that the models of several folds scored.
+
+        Args:
+            scores: float64 (n, k).
+            folds: of each row, int64 (n,); all 0 where one model scored them.
+        """
+        return scores
 
     @abstractmethod
     def predicted(self, scores: Scores) -> list[str]:
@@ -184,6 +209,37 @@ class Target(ABC):
 def known(truth: Tensor) -> Tensor:
     """Which rows have a label, bool (b,)."""
     return ~torch.isnan(truth).any(dim=1)
+
+
+def require_known(name: str, texts: Sequence[str], truth: Truth, names: Sequence[str]) -> None:
+    """Refuses cells that a target of some names read nothing from.
+
+    Raises:
+        CohortError: what they say, and the names.
+    """
+    unknown = sorted({text for text, row in zip(texts, truth, strict=True) if text and np.isnan(row).all()})
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        message = (
+            f"column {name!r} holds {shown}, the model knows {', '.join(names)};"
+            " rename the labels, empty them, or pass another --label"
+        )
+        raise CohortError(message)
+
+
+def warn_of_spellings(name: str, names: Sequence[str]) -> None:
+    """Logs names that one word or one number was probably meant by, such as TRUE and True, or 02 and 2."""
+    alike: dict[str | float, list[str]] = {}
+    for one in names:
+        number = number_of(one)
+        alike.setdefault(one.casefold() if np.isnan(number) else number, []).append(one)
+    found = [" and ".join(spellings) for spellings in alike.values() if len(spellings) > 1]
+    if found:
+        logger.warning(
+            "column %r holds %s, which are learned as different; write them alike if they are the same",
+            name,
+            ", ".join(found),
+        )
 
 
 def folder_name(name: str) -> str:

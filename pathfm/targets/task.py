@@ -59,11 +59,6 @@ class Task:
         """Numbers of a row of truth."""
         return sum(target.width for target in self.targets)
 
-    @property
-    def batch_size(self) -> int:
-        """Bags a step where the user says nothing."""
-        return max(target.batch_size for target in self.targets)
-
     def truths(self, truth: NDArray[np.float32]) -> list[Truth]:
         """Truth float32 (n, width) cut into that of each target."""
         ends = np.cumsum([target.width for target in self.targets])
@@ -90,7 +85,8 @@ class Task:
     def criterion(self, truth: Tensor, balance: Balance = ()) -> Criterion:
         """What a head needs of a batch in training: the mean of the targets' losses, and the classes of a lone one.
 
-        A target whose label a bag lacks adds 0 to its mean, so that a label weighs the same beside others as alone.
+        A target whose label a bag lacks adds 0 to its mean, so that a label weighs the same whether or not the bag has the
+        others. A target that compares bags gives each batch the same weight instead, however many labels it holds.
 
         Args:
             truth: float32 (b, width).
@@ -150,7 +146,7 @@ class Task:
             message = "key 'targets' is not a list of one or more targets of different names"
             raise ValueError(message)
         for one in facts:
-            if one.get("kind") not in KINDS:
+            if one.get("kind") not in list(KINDS):  # of a list, which JSON may hold there, a dict cannot ask
                 message = (
                     f"key 'kind' of the target {one.get('name')} is {one.get('kind')!r}; known: {', '.join(KINDS)}"
                 )
@@ -158,20 +154,24 @@ class Task:
         return cls(tuple(KINDS[one["kind"]].of_facts(one["name"], one) for one in facts))
 
 
-def read_task(cohort: Cohort, label: str) -> tuple[Task, Truth]:
+def read_task(cohort: Cohort, label: str, like: Task | None = None) -> tuple[Task, Truth]:
     """The task that a label asks for, and the truth of every row of the cohort, float32 (n, width).
 
     Args:
         cohort: the table.
         label: COLUMN or COLUMN:KIND, several with commas between; a survival target is TIME/EVENT:cox or :hazards. A
             column that is called just so goes before this reading.
+        like: the task of a model, of as many targets of these kinds, whose classes, labels and so on the rows then have;
+            columns of some of the targets may be empty. None to learn them from the cells.
 
     Raises:
         UnknownNameError: no such column or kind.
-        CohortError: a column that is empty in every row, or a cell that is not what its kind holds.
+        CohortError: a column that is empty in every row, all of them with `like`, or a cell that is not what its kind
+            holds, or `like` knows.
         InputError: a target twice, or nothing to learn.
     """
-    found = [_read(cohort, *one) for one in _asked(cohort, label)]
+    asked = _asked(cohort, label)
+    found = [_read(cohort, *one) for one in asked] if like is None else _read_like(cohort, asked, like)
     task = Task(tuple(target for target, _ in found))
     in_order = sorted(task.targets, key=lambda target: target.folder.lower())
     twice = [
@@ -201,13 +201,37 @@ def _asked(cohort: Cohort, label: str) -> list[tuple[str, str]]:
 
 
 def _read(cohort: Cohort, name: str, kind: str) -> tuple[Target, Truth]:
-    survival = issubclass(KINDS[kind], Survival)
-    columns = name.split("/") if survival else [name]
-    if survival and len(columns) != 2:
-        message = f"--label {name}:{kind} needs the time and the event: write --label TIME_COLUMN/EVENT_COLUMN:{kind}"
-        raise InputError(message)
+    name, columns = _columns(name, kind)
     cells = cohort.cells(columns)
     if not (cells != "").all(axis=1).any():
-        message = f"{cohort.source}: column {name!r} is empty in every row; fill it, or pass another --label"
-        raise CohortError(message)
+        raise _empty(cohort, [name])
     return KINDS[kind].read(name, cells)
+
+
+def _read_like(cohort: Cohort, asked: Sequence[tuple[str, str]], like: Task) -> list[tuple[Target, Truth]]:
+    found = []
+    for (given, kind), target in zip(asked, like.targets, strict=True):
+        name, columns = _columns(given, kind)
+        found.append((replace(target, name=name), target.of_cells(name, cohort.cells(columns))))
+    if all(np.isnan(truth).all() for _, truth in found):
+        raise _empty(cohort, [target.name for target, _ in found])
+    return found
+
+
+def _columns(name: str, kind: str) -> tuple[str, list[str]]:
+    """The name of a target without spaces beside its stroke, and its columns."""
+    if not issubclass(KINDS[kind], Survival):
+        return name, [name]
+    columns = [part.strip() for part in name.split("/")]
+    if len(columns) != 2 or not all(columns) or columns[0] == columns[1]:
+        message = (
+            f"--label {name}:{kind} needs the time and the event: write --label TIME_COLUMN/EVENT_COLUMN:{kind};"
+            " a column with / in its name can be neither"
+        )
+        raise InputError(message)
+    return "/".join(columns), columns
+
+
+def _empty(cohort: Cohort, names: Sequence[str]) -> CohortError:
+    what = f"column {names[0]!r} is" if len(names) == 1 else f"columns {', '.join(map(repr, names))} are"
+    return CohortError(f"{cohort.source}: {what} empty in every row; fill it, or pass another --label")

@@ -40,7 +40,7 @@ class Choice(NamedTuple):
         folder: its directory.
         model: the model.
         which: the place of the target that is shown.
-        origin: "out of fold" or "final model".
+        origin: "out of fold" or "final model"; "seen in training" where that had slides of the patient.
         by: the same as a part of a title.
         bag: the slides of the bag that the slide is shown in, itself among them.
         label: the label of the bag, "" where it is not known.
@@ -122,6 +122,7 @@ def final_choices(
     there = slides_of(find_caches(embeddings, model.recipe))
     slides = slides_to_score(model, {name: there.get(name) for name in sorted(slide_ids)}, cohorts)
     known, names = covariates_of(model, slides, cohorts), list(slides["slide_id"])
+    seen = slides["patient_id"].isin(model.training["patients"]).tolist()
     bags = {names[place]: [place] for place in range(len(names))}  # also of those that no bag takes
     bags |= {names[place]: places for places in bags_of(slides, model.unit) for place in places}
     return {
@@ -129,7 +130,7 @@ def final_choices(
             folder,
             model,
             which,
-            FINAL_MODEL,
+            SEEN if seen[places[0]] else FINAL_MODEL,
             _FINAL_BY,
             tuple(names[place] for place in places),
             "",

@@ -236,7 +236,7 @@ def _title(row: HeatmapRow, choice: Choice) -> str:
     if row.label:
         verdict = "right" if row.label == row.predicted else "wrong"
         said += f", labelled {row.label}" + (f" ({verdict})" if row.probability is not None else "")
-    by = "by a model that was trained on this slide" if row.origin == SEEN else choice.by
+    by = "by a model that was trained on this slide, or on another of the patient" if row.origin == SEEN else choice.by
     others = f", one bag with {len(choice.bag) - 1} more of the patient" if len(choice.bag) > 1 else ""
     return f"{said}\n{by}; {row.n_tiles} tiles{others}"
 

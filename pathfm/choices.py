@@ -10,7 +10,7 @@ from pathfm.beside import covariates_of, require_tables, slides_to_score
 from pathfm.errors import InputError, ModelError
 from pathfm.joined import find_caches, slides_of
 from pathfm.model import Model, read_model
-from pathfm.patients import BETWEEN, bags_of
+from pathfm.patients import bags_of, slides_of_bag
 from pathfm.results import find_results
 from pathfm.tables import read_table
 
@@ -88,7 +88,7 @@ def fold_choices(folder: Path, target: str | None, cohorts: Sequence[Cohort] = (
         model = models[fold]
         which = which_target(model, target)
         labels = _labels(folder, model, which, table) if labels is None else labels
-        bag = bag_of(model, str(row["slide_id"]))
+        bag = slides_of_bag(str(row["slide_id"]), model.unit)
         _require_unseen(fold, model, str(row["patient_id"]), bag)
         if model.covariates not in beside:
             beside[model.covariates] = _beside(model, scored, cohorts)
@@ -140,11 +140,6 @@ def final_choices(
     }
 
 
-def bag_of(model: Model, slide_id: str) -> tuple[str, ...]:
-    """The slides of a row of a table of bags: the one, or those of the patient."""
-    return tuple(slide_id.split(BETWEEN)) if model.unit == "patient" else (slide_id,)
-
-
 def which_target(model: Model, target: str | None) -> int:
     """The place of a target by its name; of a lone one without.
 
@@ -193,7 +188,7 @@ def _beside(model: Model, bags: pd.DataFrame, cohorts: Sequence[Cohort]) -> dict
         return {}
     require_tables(model, cohorts, _OPTION)
     pairs = zip(bags["slide_id"], bags["patient_id"], strict=True)
-    members = [(name, patient) for bag, patient in pairs for name in bag_of(model, bag)]
+    members = [(name, patient) for bag, patient in pairs for name in slides_of_bag(bag, model.unit)]
     slides = pd.DataFrame(members, columns=["slide_id", "patient_id"])
     known = covariates_of(model, slides, cohorts)
     return {} if known is None else dict(zip(slides["slide_id"], known, strict=True))

@@ -127,7 +127,7 @@ def _require_unseen(cohort: Cohort, folder: Path, model: Model, bags: pd.DataFra
     rows = [
         pair
         for slide_id, digests in zip(bags["slide_id"], bags["slide_digests"], strict=True)
-        for pair in zip(slides_of_bag(slide_id, len(digests)), digests, strict=True)
+        for pair in zip(slides_of_bag(slide_id, model.unit), digests, strict=True)
     ]
     table = pd.DataFrame(rows, columns=["slide_id", "slide_digest"])
     patients = set(bags["patient_id"]) & set(model.training["patients"])

@@ -137,6 +137,4 @@ def shared_slides(
 
 
 def _usable_slides(slides: LabelledSlides) -> set[str]:
-    usable = slides.usable
-    bags = zip(usable["slide_id"], usable["slide_digests"], strict=True)
-    return {name for slide_id, digests in bags for name in slides_of_bag(slide_id, len(digests))}
+    return {name for slide_id in slides.usable["slide_id"] for name in slides_of_bag(slide_id, slides.unit)}

@@ -60,14 +60,14 @@ def require_unit(unit: str) -> None:
         raise UnknownNameError("unit", str(unit), get_args(Unit))
 
 
-def slides_of_bag(slide_id: str, n_slides: int) -> list[str]:
-    """The slide_ids of a bag of so many slides."""
-    return slide_id.split(BETWEEN) if n_slides > 1 else [slide_id]
+def slides_of_bag(slide_id: str, unit: Unit) -> tuple[str, ...]:
+    """The slides of a row of a table of bags: the one, whatever its name, or those of the patient."""
+    return tuple(slide_id.split(BETWEEN)) if unit == "patient" else (slide_id,)
 
 
 def n_slides_of(slide_ids: Sequence[str], unit: Unit) -> int:
     """How many slides the bags of such ids hold."""
-    return sum(name.count(BETWEEN) + 1 for name in slide_ids) if unit == "patient" else len(slide_ids)
+    return sum(len(slides_of_bag(name, unit)) for name in slide_ids)
 
 
 def require_agreement(source: Path, cells: pd.DataFrame, patients: pd.Series[str]) -> None:

@@ -17,7 +17,7 @@ from pathfm.heatmap import HEATMAPS_CSV
 from pathfm.joined import facts_of, find_caches, read_parts, slides_of
 from pathfm.licences import Licence
 from pathfm.model import read_description
-from pathfm.patients import BETWEEN, n_slides_of
+from pathfm.patients import n_slides_of, slides_of_bag
 from pathfm.proven import name_some
 from pathfm.report_cohort import cohort_facts, credits_of, truth_of
 from pathfm.results import find_results, read_metrics, read_predictions, target_of
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from pathfm.cohort import Cohort
     from pathfm.embeddings import Embeddings
+    from pathfm.patients import Unit
     from pathfm.targets import Target
 
     _Models = tuple[dict[str, Any] | None, dict[str, Any] | None]
@@ -116,7 +117,8 @@ def gather(
     recipe = _require_same_recipe(crossval, model, (scorer, final), mine)
     truth = truth_of(cohort, asked)
     labels = dict(zip(cohort.table["slide_id"], asked.texts(truth), strict=True))
-    rows = _slide_rows(cohort, predictions, {name: one for name, (_, one) in mine.items()}, labels, asked)
+    opened = {name: one for name, (_, one) in mine.items()}
+    rows = _slide_rows(cohort, predictions, metrics["unit"], opened, labels, asked)
     failed = _failures(embeddings, failures)
     return ReportData(
         target=asked,
@@ -225,13 +227,14 @@ def _first_file(*paths: Path) -> Path | None:
 def _slide_rows(
     cohort: Cohort,
     predictions: pd.DataFrame,
+    unit: Unit,
     files: Mapping[str, Embeddings],
     labels: Mapping[str, str],
     target: Target,
 ) -> list[dict[str, Any]]:
     """A row a slide; where a bag is a patient, each of its slides has the patient's score."""
-    scored = {name: row for row in predictions.to_dict("records") for name in str(row["slide_id"]).split(BETWEEN)}
-    scored |= {str(row["slide_id"]): row for row in predictions.to_dict("records")}
+    scores = predictions.to_dict("records")
+    scored = {name: row for row in scores for name in slides_of_bag(str(row["slide_id"]), unit)}
     rows = []
     listed = cohort.table
     if "split" in predictions:  # what a model learned from is no result

@@ -146,7 +146,7 @@ def _scored(model: Model, row: dict[Any, Any]) -> tuple[BagScore, int]:
     if not files:
         return BagScore([], [], NO_EMBEDDINGS), 0
     slides = [read_joined(one, model.recipe) for one in files]
-    for one, path, slide_id in zip(slides, files, slides_of_bag(row["slide_id"], len(files)), strict=True):
+    for one, path, slide_id in zip(slides, files, slides_of_bag(row["slide_id"], model.unit), strict=True):
         require_slide(path[0], one, slide_id)
     covariates = row.get("covariates") if model.covariates else None
     return score_bag(model, slides, covariates), sum(len(one.features) for one in slides)

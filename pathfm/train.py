@@ -161,11 +161,7 @@ def _metrics(
     unseen = len(held_out) > 0
     warning = "no held-out patients, so no figures; run pathfm crossval, or pathfm evaluate on another cohort"
     unplaced = slides.table[(split == "") & (slides.table["reason"] == "")]  # the others are left out already
-    names = [
-        name
-        for slide_id, digests in zip(unplaced["slide_id"], unplaced["slide_digests"], strict=True)
-        for name in slides_of_bag(slide_id, len(digests))
-    ]
+    names = [name for slide_id in unplaced["slide_id"] for name in slides_of_bag(slide_id, slides.unit)]
     return metrics_document(
         held_out,
         target=target,
@@ -219,7 +215,7 @@ def _record(slides: LabelledSlides, job: Job, fitted: Fit) -> dict[str, Any]:
     digests = {
         name: digest
         for slide_id, known in zip(seen["slide_id"], seen["slide_digests"], strict=True)
-        for name, digest in zip(slides_of_bag(slide_id, len(known)), known, strict=True)
+        for name, digest in zip(slides_of_bag(slide_id, slides.unit), known, strict=True)
     }
     return {
         "settings": asdict(job.settings),

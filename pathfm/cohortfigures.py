@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pathfm.delong import delong, delong_difference
 from pathfm.metrics import FEW_PATIENTS, RESAMPLES, Figure, Scored, difference, figures
 from pathfm.words import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pathfm.metrics import Booleans, Integers
+    from pathfm.delong import Paired
+    from pathfm.metrics import Booleans, Floats, Integers
     from pathfm.patients import Unit
     from pathfm.targets import Scores, Target, Truth
 
@@ -23,7 +25,8 @@ def cohort_figures(predictions: pd.DataFrame, target: Target, unit: Unit = "slid
 
     The figures are those of `target.metrics`, of survival over the pairs of patients of one fold. The scores of a patient
     are the means over its slides, its label is that of `target.of_patient`. Rows without a label or a score are left out.
-    A figure that cannot be computed is null and a warning says why.
+    A figure that cannot be computed is null and a warning says why. Patients of a target with one yes/no question have
+    "auroc_delong" beside the AUROC, whose interval does not come from resamples.
 
     Args:
         predictions: a predictions table: columns slide_id, patient_id, label and `target.names`; fold, where each fold
@@ -37,11 +40,11 @@ def cohort_figures(predictions: pd.DataFrame, target: Target, unit: Unit = "slid
     patients = [by_patient(one, target) for one in slides]
     by_class = ", stratified by class" if target.groups else ""
     repeats = f", mean over {len(slides)} repeats" if len(slides) > 1 else ""
-    of_patients = _block(patients, target, seed)
+    of_patients = _block(patients, target, seed) | _delong(patients, target)
     return {
         "slide": _block(slides, target, seed) if unit == "slide" else None,
         "patient": of_patients,
-        "interval": f"95 % bootstrap by patient{by_class}, {RESAMPLES} resamples, seed {seed}{repeats}",
+        "interval": f"95 % BCa bootstrap by patient{by_class}, {RESAMPLES} resamples, seed {seed}{repeats}",
         "warnings": _warnings(slides[0], patients[0], of_patients, target),
     }
 
@@ -57,6 +60,21 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, target: Target,
     """
     one, other = ([by_patient(slides, target) for slides in part] for part in _aligned([first, second], target))
     return difference(one, other, next(iter(target.metrics.values())), seed)
+
+
+def paired_delong(first: pd.DataFrame, second: pd.DataFrame, target: Target) -> Paired | None:
+    """DeLong's difference of the AUROC by patient of two predictions, and its p value; None unless one question is asked.
+
+    Args:
+        first: as `paired_difference` takes it.
+        second: another of the same cohort and label.
+        target: what both were asked.
+    """
+    one, other = (
+        _one_question([by_patient(slides, target) for slides in part], target)
+        for part in _aligned([first, second], target)
+    )
+    return None if one is None or other is None else delong_difference(one[0], one[1], other[1])
 
 
 def scored_slides(predictions: pd.DataFrame, target: Target) -> Scored:
@@ -137,6 +155,19 @@ def _strata(truth: Truth, patients: Integers, target: Target) -> Integers:
 def _block(repeats: Sequence[Scored], target: Target, seed: int) -> dict[str, Any]:
     truth = repeats[0].truth
     return {**figures(repeats, target.metrics, seed), "n": len(truth), "n_by_class": target.counts(truth)}
+
+
+def _delong(repeats: Sequence[Scored], target: Target) -> dict[str, Figure]:
+    asked = _one_question(repeats, target)
+    return {} if asked is None else {"auroc_delong": delong(*asked)}
+
+
+def _one_question(repeats: Sequence[Scored], target: Target) -> tuple[Booleans, Floats] | None:
+    """Of a target whose AUROC is that of one yes/no question, which rows are positive, (n,), and scores, (repeats, n)."""
+    each = [list(target.outcomes(one.truth, one.scores).values()) for one in repeats]
+    if "auroc" not in target.metrics or len(each[0]) != 1:
+        return None
+    return each[0][0][0], np.stack([score for ((_, score),) in each])
 
 
 def _warnings(slides: Scored, patients: Scored, block: dict[str, Any], target: Target) -> list[str]:

@@ -1,4 +1,4 @@
-"""Curves with their uncertainty: ROC with a band over patients, calibration with intervals a bin."""
+"""Curves with their uncertainty: ROC and precision-recall with a band over patients, calibration with intervals a bin."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binomtest
 
+from pathfm.calibrationfigures import BINS, mass_bins
 from pathfm.metrics import resamples
+from pathfm.proportions import proportion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,13 +42,29 @@ class RocBand:
     high: Floats
 
 
-def reliability(positive: Booleans, probability: Floats, bins: int = 10) -> list[ReliabilityBin]:
-    """Calibration in bins of equal mass, each with the Wilson interval of its observed share.
+@dataclass(frozen=True)
+class PrecisionRecallBand:
+    """Precision on a grid of recalls, float64 (101,) each, with its pointwise 95 % bootstrap band.
 
-    Fewer bins where there are fewer than 5 rows for each; equal probabilities may fall into neighbouring bins.
+    Attributes:
+        recall: the grid, from 0 to 1.
+        precision: where at least so much is recalled; steps, whose area is the average precision.
+        low: of the band.
+        high: likewise.
+        prevalence: share of positives, which is the precision without knowledge.
     """
-    order = np.argsort(probability, kind="stable")
-    groups = np.array_split(order, max(1, min(bins, len(order) // 5))) if len(order) else []
+
+    recall: Floats
+    precision: Floats
+    low: Floats
+    high: Floats
+    prevalence: float
+
+
+def reliability(positive: Booleans, probability: Floats, bins: int = BINS) -> list[ReliabilityBin]:
+    """Calibration in the bins of equal mass of the calibration error, each with the Wilson interval of its observed share."""
+    member = mass_bins(probability, bins)
+    groups = [member == one for one in np.unique(member)]
     return [_reliability_bin(positive[rows], probability[rows]) for rows in groups]
 
 
@@ -77,11 +94,34 @@ def roc_band(positive: Booleans, score: Floats, scored: Scored, seed: int = 0) -
     return RocBand(grid, _tpr_at(grid, positive[order], np.ones(len(order)), ends), low, high)
 
 
+def precision_recall_band(
+    positive: Booleans, score: Floats, scored: Scored, seed: int = 0
+) -> PrecisionRecallBand | None:
+    """Precision-recall curve with its pointwise 95 % band, as `roc_band` has it; None where a side has no row.
+
+    Between two thresholds there is no straight line (Davis, Goadrich, ICML 2006), so a recall has the precision of the
+    first threshold that reaches it.
+    """
+    if positive.all() or not positive.any():
+        return None
+    grid = np.linspace(0.0, 1.0, 101)
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])
+    draws = [
+        _precision_at(grid, positive[order], weights[order], ends)
+        for chunk in resamples(scored, seed)
+        for weights in chunk
+        if weights @ positive > 0
+    ]
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    precision = _precision_at(grid, positive[order], np.ones(len(order)), ends)
+    return PrecisionRecallBand(grid, precision, low, high, float(positive.mean()))
+
+
 def _reliability_bin(positive: Booleans, probability: Floats) -> ReliabilityBin:
-    wilson = binomtest(int(positive.sum()), len(positive)).proportion_ci(method="wilson")
-    return ReliabilityBin(
-        float(probability.mean()), float(positive.mean()), float(wilson.low), float(wilson.high), len(positive)
-    )
+    share = proportion(int(positive.sum()), len(positive))
+    low, high = share["low"] or 0.0, share["high"] or 0.0  # a bin has rows
+    return ReliabilityBin(float(probability.mean()), float(positive.mean()), low, high, len(positive))
 
 
 def _tpr_at(grid: Floats, positive: Booleans, weights: Floats, ends: Integers) -> Floats:
@@ -89,3 +129,12 @@ def _tpr_at(grid: Floats, positive: Booleans, weights: Floats, ends: Integers) -
     tpr = np.r_[0.0, np.cumsum(weights * positive)[ends]]
     fpr = np.r_[0.0, np.cumsum(weights * ~positive)[ends]]
     return np.asarray(np.interp(grid, fpr / fpr[-1], tpr / tpr[-1]))
+
+
+def _precision_at(grid: Floats, positive: Booleans, weights: Floats, ends: Integers) -> Floats:
+    """Precision at each recall of the grid; rows are sorted by falling score, ties end at `ends`."""
+    hits, asked = np.cumsum(weights * positive)[ends], np.cumsum(weights)[ends]
+    # a recall of 0 is that of the first threshold that finds one; rounding must not ask for more than there is
+    wanted = np.maximum(grid * hits[-1] * (1 - 1e-12), np.finfo(float).tiny)
+    found = np.searchsorted(hits, wanted)
+    return np.asarray(hits[found] / asked[found])

@@ -18,6 +18,10 @@ def test_reliability_bins_hold_equal_mass_and_wilson_intervals_enclose_the_share
     assert all(b.low <= b.observed <= b.high and b.low < b.high for b in bins)
     assert len(reliability(np.array([True, False, True]), np.array([0.1, 0.2, 0.3]))) == 1
     assert reliability(np.zeros(0, bool), np.zeros(0)) == []
+    assert [b.n for b in reliability(np.arange(60) < 20, np.repeat([0.1, 0.6], 30))] == [
+        30,
+        30,
+    ]  # equal ones go together
 
 
 def test_roc_band_follows_scikit_learns_curve_and_encloses_it() -> None:

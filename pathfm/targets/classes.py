@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pathfm.cohort import sort_classes
 from pathfm.errors import InputError
-from pathfm.metrics import auroc, balanced_accuracy, f1
+from pathfm.metrics import auroc, average_precision, balanced_accuracy, f1
 from pathfm.targets.facts import different_names
 from pathfm.targets.target import Target, known, require_known, warn_of_spellings
 
@@ -55,8 +55,13 @@ class Classes(Target):
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """At the most probable class but for the AUROC, which is of the last of two classes, else mean one-vs-rest."""
-        return {"auroc": auroc, "balanced_accuracy": balanced_accuracy, "f1": f1}
+        """AUROC and average precision of the last of two classes, else mean one-vs-rest; then at the most probable class."""
+        return {
+            "auroc": auroc,
+            "average_precision": average_precision,
+            "balanced_accuracy": balanced_accuracy,
+            "f1": f1,
+        }
 
     @property
     def groups(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,7 +13,7 @@ from torch.nn import functional
 
 from pathfm.cohort import sort_classes
 from pathfm.errors import CohortError, InputError
-from pathfm.metrics import binary_auroc, ratio
+from pathfm.metrics import binary_auroc, binary_average_precision, ratio
 from pathfm.targets.facts import different_names
 from pathfm.targets.target import Target, known, require_known, warn_of_spellings
 
@@ -24,13 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from pathfm.metrics import Booleans, Floats, Metric
+    from pathfm.metrics import BinaryMetric, Booleans, Floats, Metric
     from pathfm.targets.target import Outcomes, Scores, Truth
 
 NONE = ("none", "-")
 """Words, in any case, that say that a slide has none of the labels; an empty cell says that nothing is known."""
-BinaryMetric = Callable[["Booleans", "Floats", "Floats"], "Floats"]
-"""From which rows are positive, (n,), their scores, (n,), and weights, (b, n), to the figure in each resample, (b,)."""
 _FEW = 10  # rows; strata of fewer join the largest
 
 
@@ -67,7 +64,7 @@ class MultiLabel(Target):
         """Means over the labels that there are rows with and without of, F1 at 0.5; then the AUROC of each label."""
         means: dict[str, Metric] = {
             "auroc": partial(mean_over_labels, binary_auroc),
-            "average_precision": partial(mean_over_labels, average_precision),
+            "average_precision": partial(mean_over_labels, binary_average_precision),
             "f1": partial(mean_over_labels, binary_f1),
         }
         return means | {f"auroc_{name}": partial(label_auroc, k) for k, name in enumerate(self.labels)}
@@ -197,18 +194,6 @@ def mean_over_labels(metric: BinaryMetric, truth: Truth, scores: Scores, weights
 def label_auroc(which: int, truth: Truth, scores: Scores, weights: Floats) -> Floats:
     """The AUROC of one label; a `Metric`."""
     return binary_auroc(truth[:, which] > 0, scores[:, which], weights)
-
-
-def average_precision(positive: Booleans, score: Floats, weights: Floats) -> Floats:
-    """The mean of the precision over steps of recall, float64 (b,), of which equal scores make one; weights (b, n)."""
-    order = np.argsort(-score, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])
-    weights, positive = weights[:, order], positive[order]
-    hits = np.cumsum(weights * positive, axis=1)[:, ends]
-    asked = np.cumsum(weights, axis=1)[:, ends]
-    precision = np.nan_to_num(ratio(hits, asked))
-    gains = np.diff(hits, axis=1, prepend=0)
-    return ratio((gains * precision).sum(axis=1), hits[:, -1])
 
 
 def binary_f1(positive: Booleans, score: Floats, weights: Floats) -> Floats:

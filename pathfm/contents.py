@@ -13,6 +13,7 @@ from pathfm.errors import EmbeddingsDamagedError
 from pathfm.files import canonical_json, sha256_text
 from pathfm.guarded import damaged
 from pathfm.licences import Licence, licences_in_recipe, licences_of, unknown_licences
+from pathfm.thumbnailhash import UNKNOWN_HASH, is_thumbnail_hash
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Embeddings:
         mean_rgb: float32 (3,), mean colour of the tissue tiles in 0-255; NaN where n is 0.
         licences: of the backbone, as it was known when the file was written; not part of the recipe, so that a corrected
             line makes no file stale. Where none is given, what the recipe of an older file says, else "unknown".
+        thumbnail_hash: what the whole scan looks like, as `thumbnailhash.thumbnail_hash` has it: 16 hex digits, or ""
+            where it is not known, as of an imported file and of one written before there was such a hash.
     """
 
     slide_id: str
@@ -63,6 +66,7 @@ class Embeddings:
     failed: NDArray[np.int32]
     mean_rgb: NDArray[np.float32]
     licences: tuple[Licence, ...] = ()
+    thumbnail_hash: str = UNKNOWN_HASH
 
     def __post_init__(self) -> None:
         """Leaves no embeddings without a licence: one that is not stated restricts."""
@@ -108,6 +112,8 @@ def attributes_of(e: Embeddings, features_sha256: str) -> dict[str, Any]:
         "features_sha256": features_sha256,
         "coords_sha256": sha256_of(np.asarray(e.coords, dtype="<i4")),
     }
+    if e.thumbnail_hash != UNKNOWN_HASH:
+        attributes["thumbnail_hash"] = e.thumbnail_hash
     return attributes | {"metadata_sha256": metadata_sha256(attributes, e.failed), "complete": True}
 
 
@@ -156,6 +162,7 @@ def embeddings_of(path: Path, attributes: dict[str, Any], data: dict[str, NDArra
         failed=data["failed"],
         mean_rgb=np.asarray(attributes["mean_rgb"], dtype=np.float32),
         licences=_licences(path, attributes, recipe),
+        thumbnail_hash=_thumbnail_hash(path, attributes),
     )
 
 
@@ -213,6 +220,14 @@ def _licences(path: Path, attributes: dict[str, Any], recipe: dict[str, Any]) ->
         return licences_of(json.loads(text)) or unknown_licences(recipe)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"has licences that cannot be ({error})") from error
+
+
+def _thumbnail_hash(path: Path, attributes: dict[str, Any]) -> str:
+    """A file need not have one."""
+    stated = attributes.get("thumbnail_hash", UNKNOWN_HASH)
+    if not is_thumbnail_hash(stated):
+        raise damaged(path, "states a thumbnail_hash that is not 16 hex digits")
+    return str(stated)
 
 
 def _require_sane(path: Path, attributes: dict[str, Any], coords: NDArray[np.int32]) -> None:

@@ -1,37 +1,37 @@
-"""Controls beside the model: how far mean tissue colour alone, or the site alone, would get over the same folds."""
+"""Controls beside the model: how far mean tissue colour, the site, or labels that mean nothing would get over the same folds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.multioutput import MultiOutputClassifier
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from pathfm.cohortfigures import by_patient, is_scored, scored_slides
-from pathfm.errors import InputError
+from pathfm.linear import Known, learner, out_of_fold_scores
 from pathfm.metrics import Figure, Scored, difference, figures
-from pathfm.targets import Classes, MultiLabel, Regression
+from pathfm.permuted import permuted_labels
 from pathfm.words import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
+    from numpy.typing import NDArray
 
-    from pathfm.targets import Scores, Target, Truth
+    from pathfm.targets import Target
 
 CONFOUNDED = "confounded, or not excluded"
 NOT_SEEN = "not seen"
 NOT_TESTED = "not tested"
 CONTROL_AUROC = 0.7
 
-_PLAIN_NAMES = {"mean_colour": "the mean colour of the tissue", "site": "the site"}
+_PLAIN_NAMES = {
+    "mean_colour": "the mean colour of the tissue",
+    "site": "the site",
+    "permuted_labels": "whether labels dealt out at random can be learned",
+}
 _WHAT_IT_MEANS = {
     "mean_colour": "may have learned stain and scanner instead of disease",
     "site": "may have learned where a slide was made instead of disease",
@@ -43,6 +43,7 @@ def controls(
     mean_rgb: Mapping[str, NDArray[np.floating[Any]]],
     site: Mapping[str, str],
     target: Target,
+    embeddings: Mapping[str, NDArray[np.floating[Any]]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The blocks "controls" and "confounded" of metrics.json.
@@ -55,13 +56,17 @@ def controls(
     figures of other kinds. Of survival there are no controls, and none of the site where no site is in two folds, for of
     one that it has not learned from it can say nothing.
 
+    The third control, `permuted_labels`, asks whether the folds themselves are sound: see `permuted`. It speaks against the
+    model where its interval lies above chance; that it does not says nothing of colour or site.
+
     Args:
         predictions: a predictions table with the columns slide_id, patient_id, fold, label and `target.names`; where it
             has a column `repeat`, figures and differences are means over the repeats, each with its folds.
         mean_rgb: slide_id to the mean colour of its tissue tiles, float (3,); NaN or absent where not known.
         site: slide_id to its site; "" or absent where not known.
         target: what was asked.
-        seed: of the resampling, that of the model's figures.
+        embeddings: slide_id to the mean of its embeddings, float (dim,); None where these are not at hand.
+        seed: of the resampling, that of the model's figures, and of the permutations.
     """
     repeats = _repeats(predictions, target)
     ids = repeats[0]["slide_id"].astype(str)
@@ -73,14 +78,8 @@ def controls(
         name: _unavailable(what) if isinstance(what, str) else _control(name, what, repeats, target, seed)
         for name, what in known.items()
     }
+    blocks["permuted_labels"] = _permuted(repeats, target, embeddings or {}, seed)
     return {"controls": blocks, "confounded": _verdict(blocks)}
-
-
-class _Known(NamedTuple):
-    """What a control knows of each row, (n, columns), and what makes numbers of it."""
-
-    features: NDArray[Any]
-    transformer: Any
 
 
 def _repeats(predictions: pd.DataFrame, target: Target) -> list[pd.DataFrame]:
@@ -93,14 +92,14 @@ def _repeats(predictions: pd.DataFrame, target: Target) -> list[pd.DataFrame]:
     return [part.set_index("slide_id").loc[ids].reset_index() for part in parts]
 
 
-def _colours(colours: Sequence[NDArray[np.floating[Any]] | None]) -> _Known | str:
+def _colours(colours: Sequence[NDArray[np.floating[Any]] | None]) -> Known | str:
     known = [colour is not None and bool(np.isfinite(colour).all()) for colour in colours]
     if not all(known):
         return f"{known.count(False)} of {len(known)} slides have no mean colour in their embeddings file (imported?)"
-    return _Known(np.array(colours, dtype=np.float64).reshape(len(colours), 3), StandardScaler())
+    return Known(np.array(colours, dtype=np.float64).reshape(len(colours), 3), StandardScaler())
 
 
-def _sites(sites: Sequence[str], repeats: Sequence[pd.DataFrame]) -> _Known | str:
+def _sites(sites: Sequence[str], repeats: Sequence[pd.DataFrame]) -> Known | str:
     if not any(sites):
         return "the cohort states no site (column 'site')"
     if len(set(sites)) == 1:
@@ -108,25 +107,19 @@ def _sites(sites: Sequence[str], repeats: Sequence[pd.DataFrame]) -> _Known | st
     stated = np.array(sites, dtype=object) != ""
     if not any((part["fold"][stated].groupby(np.array(sites)[stated]).nunique() > 1).any() for part in repeats):
         return "no site is in two folds, so nothing is known of the sites of the fold that is scored"
-    return _Known(np.array(sites, dtype=object).reshape(-1, 1), OneHotEncoder(handle_unknown="ignore"))
+    return Known(np.array(sites, dtype=object).reshape(-1, 1), OneHotEncoder(handle_unknown="ignore"))
 
 
-def _control(name: str, known: _Known, repeats: Sequence[pd.DataFrame], target: Target, seed: int) -> dict[str, Any]:
-    learn = _learner(target)
+def _control(name: str, known: Known, repeats: Sequence[pd.DataFrame], target: Target, seed: int) -> dict[str, Any]:
+    learn = learner(target)
     if learn is None:
         return _unavailable(f"there is no control for a target of the kind {target.kind}")
     models, of_control = [], []
     for rows in repeats:
-        slides, folds = scored_slides(rows, target), rows["fold"].to_numpy()
-        scores = np.empty_like(slides.scores)
-        for fold in np.unique(folds):
-            scored = folds == fold
-            try:
-                target.require(slides.truth[~scored])
-            except InputError:
-                what = "a class has no slide" if target.counts(slides.truth) else "too few different slides are"
-                return _unavailable(f"without fold {fold} {what} left to train the control on")
-            scores[scored] = learn(known, slides.truth, ~scored)
+        slides = scored_slides(rows, target)
+        scores = out_of_fold_scores(learn, known, target, slides.truth, rows["fold"].to_numpy())
+        if isinstance(scores, str):
+            return _unavailable(scores)
         models.append(by_patient(slides, target))
         of_control.append(by_patient(replace(slides, scores=scores), target))
     return _judged(name, models, of_control, target, seed)
@@ -150,37 +143,37 @@ def _judged(
     }
 
 
-_Learner = Callable[[_Known, "Truth", NDArray[np.bool_]], "Scores"]
-"""From what is known, the truth, and which rows to train on, to the scores of the others."""
+def _permuted(
+    repeats: Sequence[pd.DataFrame], target: Target, embeddings: Mapping[str, NDArray[np.floating[Any]]], seed: int
+) -> dict[str, Any]:
+    """The control without a label, in the form of the others."""
+    known = [embeddings.get(one) for one in repeats[0]["slide_id"].astype(str)]
+    means = [one for one in known if one is not None]
+    if len(means) < len(known) or not known:
+        return _unavailable(f"{len(known) - len(means)} of {len(known)} slides have no mean embedding at hand")
+    main, metric = next(iter(target.metrics.items()))
+    reached = permuted_labels(repeats, np.array(means, np.float64), target, metric, seed)
+    if isinstance(reached, str):
+        return _unavailable(reached)
+    of_model = figures([by_patient(scored_slides(rows, target), target) for rows in repeats], {main: metric}, seed)[
+        main
+    ]
+    if of_model["low"] is None or reached["value"] is None or reached["low"] is None:
+        return _unavailable("the figure of the scored patients cannot be computed")
+    above = reached["low"] > target.chance
+    return {
+        "available": True,
+        main: reached,
+        "difference": _less(of_model, reached["value"]),
+        "confounded": above,
+        "why": _why_permuted(words_of(main).name, reached, target.chance),
+    }
 
 
-def _learner(target: Target) -> _Learner | None:
-    if isinstance(target, Classes):
-        return _of_classes
-    if isinstance(target, MultiLabel):
-        return _of_labels
-    return _of_numbers if isinstance(target, Regression) else None
-
-
-def _of_classes(known: _Known, truth: Truth, train: NDArray[np.bool_]) -> Scores:
-    model = make_pipeline(known.transformer, _logistic()).fit(known.features[train], truth[train, 0].astype(int))
-    return np.asarray(model.predict_proba(known.features[~train]))
-
-
-def _of_labels(known: _Known, truth: Truth, train: NDArray[np.bool_]) -> Scores:
-    model = make_pipeline(known.transformer, MultiOutputClassifier(_logistic()))
-    model.fit(known.features[train], truth[train].astype(int))
-    return np.stack([one[:, 1] for one in model.predict_proba(known.features[~train])], axis=1)
-
-
-def _of_numbers(known: _Known, truth: Truth, train: NDArray[np.bool_]) -> Scores:
-    model = make_pipeline(known.transformer, Ridge()).fit(known.features[train], truth[train].astype(np.float64))
-    return np.asarray(model.predict(known.features[~train])).reshape(-1, 1)
-
-
-def _logistic() -> LogisticRegression:
-    # balanced: a fold rich in one class leaves a training set poor in it, and scores pooled over folds would rank by that
-    return LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000)
+def _less(figure: Figure, value: float) -> Figure:
+    """A figure minus a number."""
+    less = [None if number is None else number - value for number in (figure["value"], figure["low"], figure["high"])]
+    return Figure(value=less[0], low=less[1], high=less[2])
 
 
 def _unavailable(why: str) -> dict[str, Any]:
@@ -196,10 +189,21 @@ def _why(name: str, figure: str, reached: Figure, better: Figure, *, too_high: b
     return f"{what}, and the model is not shown to be better: the difference is {_text(better)}"
 
 
+def _why_permuted(figure: str, reached: Figure, chance: float) -> str:
+    what = "trained on labels dealt out at random among the patients of a fold, a linear model reaches a patient-level"
+    end = f"which is chance ({chance:g}), as it should be"
+    if reached["low"] is not None and reached["low"] > chance:
+        end = f"above chance ({chance:g}), so something besides the label leads across the folds"
+    elif reached["high"] is not None and reached["high"] < chance:
+        end = f"below chance ({chance:g}), as where the folds differ in their share of a class"
+    return f"{what} {figure} of {_text(reached)}, {end}"
+
+
 def _verdict(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     tested = [name for name, block in blocks.items() if block["available"]]
     against = [name for name in tested if blocks[name]["confounded"]]
-    verdict = CONFOUNDED if against else NOT_SEEN if tested else NOT_TESTED
+    confounders = set(tested) - {"permuted_labels"}  # which is about the folds, and clears neither colour nor site
+    verdict = CONFOUNDED if against else NOT_SEEN if confounders else NOT_TESTED
     named = against or tested
     lines = [blocks[name]["why"] for name in named]
     lines += [f"{_PLAIN_NAMES[name]} was not tested: {b['why']}" for name, b in blocks.items() if not b["available"]]

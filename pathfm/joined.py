@@ -151,12 +151,13 @@ def facts_of(parts: Sequence[Embeddings]) -> Embeddings:
     """All that is known of the files of one slide but their features, of which it has none: float16 (0, dim).
 
     What they do not share, as the mean colour and versions that differ, is that of the first; digest and size of the
-    slide that of the first that knows them.
+    slide, and what it looks like, those of the first that knows them.
     """
     return replace(
         parts[0],
         slide_digest=next((one.slide_digest for one in parts if one.slide_digest), ""),
         slide_size_px0=next((one.slide_size_px0 for one in parts if one.slide_size_px0 != (0, 0)), (0, 0)),
+        thumbnail_hash=next((one.thumbnail_hash for one in parts if one.thumbnail_hash), ""),
         recipe=joined_recipe([one.recipe for one in parts]),
         versions={name: version for one in reversed(parts) for name, version in one.versions.items()},
         features=np.empty((0, sum(one.features.shape[1] for one in parts)), np.float16),

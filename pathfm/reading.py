@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from pathfm.errors import SlideUnreadableError
+from pathfm.errors import SlideError, SlideUnreadableError
 from pathfm.files import is_disk_full
 from pathfm.isolation import Limits, isolated
 from pathfm.outlines import tissue_of
 from pathfm.slidefiles import slide_changed, slide_digest, slide_state
+from pathfm.thumbnailhash import UNKNOWN_HASH, thumbnail_hash
 from pathfm.tiles import require_scan_fine_enough, tile_slide
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pathfm.slidefiles import DigestKind
     from pathfm.sources import SlideSource
     from pathfm.tiles import Tiles, TileSpec
-    from pathfm.tissue import TissueSpec
+    from pathfm.tissue import TissueMask, TissueSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Survey:
         tissue_mm2: area of its tissue.
         tiles: the grid over it.
         reader: what decodes its tiles: "direct", "openslide" or "cucim".
+        thumbnail_hash: what the whole of it looks like, "" where there is nothing on the glass.
     """
 
     state: tuple[tuple[int, int, int], ...]
@@ -53,6 +55,7 @@ class Survey:
     tissue_mm2: float
     tiles: Tiles
     reader: str
+    thumbnail_hash: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,17 @@ def _survey(source: SlideSource, how: Reading) -> Survey:
             tissue_mm2=mask.area_mm2,
             tiles=tile_slide(slide, mask, how.tiles),
             reader=slide.reader_for(how.tiles.mpp or slide.mpp),
+            thumbnail_hash=_thumbnail_hash(slide, mask),
         )
+
+
+def _thumbnail_hash(slide: Slide, mask: TissueMask) -> str:
+    """That of the overview the tissue was found in; for an outline, which needs none, one is read if it can be."""
+    if mask.source == "found":
+        return mask.thumbnail_hash
+    with suppress(SlideError):
+        return thumbnail_hash(*slide.read_overview(mask.mpp))
+    return UNKNOWN_HASH
 
 
 def _count_tiles(source: SlideSource, how: Reading) -> int:

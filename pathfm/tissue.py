@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 
 from pathfm.errors import InputError
+from pathfm.thumbnailhash import UNKNOWN_HASH, thumbnail_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,6 +106,7 @@ class TissueMask:
         source: "found" by the method of this module, or a hand-made "outline".
         glass_rgb: the estimated colour of the empty slide, 0-255; white for an outline.
         threshold: the chroma above which a pixel was tissue; NaN for an outline.
+        thumbnail_hash: what the overview it was found in looks like; "" for an outline.
     """
 
     mask: NDArray[np.bool_]
@@ -112,6 +114,7 @@ class TissueMask:
     source: Literal["found", "outline"] = "found"
     glass_rgb: tuple[int, int, int] = (255, 255, 255)
     threshold: float = float("nan")
+    thumbnail_hash: str = UNKNOWN_HASH
 
     @property
     def area_mm2(self) -> float:
@@ -172,7 +175,7 @@ def find_tissue(slide: Slide, spec: TissueSpec = _DEFAULT) -> TissueMask:
         TileUnreadableError: the overview cannot be decoded.
     """
     rgb, opaque = slide.read_overview(spec.mpp)
-    return tissue_of_image(rgb, opaque, spec)
+    return replace(tissue_of_image(rgb, opaque, spec), thumbnail_hash=thumbnail_hash(rgb, opaque))
 
 
 def tissue_of_image(rgb: NDArray[np.uint8], opaque: NDArray[np.bool_], spec: TissueSpec = _DEFAULT) -> TissueMask:

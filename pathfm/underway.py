@@ -195,6 +195,7 @@ class FileUnderway:
             failed=coords[self._failed],
             mean_rgb=mean_rgb.astype(np.float32),
             licences=(row.terms,),
+            thumbnail_hash=seen.thumbnail_hash,
         )
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pathfm.cohortfigures import scored_slides
 from pathfm.controls import controls
 from pathfm.files import canonical_json
+from pathfm.permuted import _permuted, permuted_labels
 from pathfm.targets import Classes, Cox, MultiLabel, Ordinal, Regression
 
 TARGET = Classes("cancer", ("0", "1"))
@@ -193,6 +195,109 @@ def test_sites_that_are_kept_apart_by_the_folds_cannot_be_a_control() -> None:
     assert not controls(predictions, rgb, unknown, TARGET)["controls"]["site"]["available"]
     shared = kept | {"s0": "site 1"}
     assert controls(predictions, rgb, shared, TARGET)["controls"]["site"]["available"]
+
+
+def means_of(predictions: pd.DataFrame, shift: Any = 0.0, seed: int = 0) -> dict[str, Any]:
+    """Mean embeddings of 24 numbers, of which five follow the label and one what else is given."""
+    generator = np.random.default_rng(seed)
+    rows = generator.normal(size=(len(predictions), 24))
+    rows[:, :5] += 2 * predictions["label"].astype(int).to_numpy()[:, None]
+    rows[:, 5] += shift
+    return dict(zip(predictions["slide_id"], rows, strict=True))
+
+
+def test_labels_dealt_out_at_random_are_learned_no_better_than_by_chance() -> None:
+    values = []
+    for seed in range(4):
+        predictions, rgb, site = cohort(seed, model=4.0)
+        result = controls(predictions, rgb, site, TARGET, means_of(predictions, seed=seed + 1000), seed + 2000)
+        block = result["controls"]["permuted_labels"]
+        assert block["auroc"]["low"] < block["auroc"]["value"] < block["auroc"]["high"]
+        assert block["difference"]["value"] > 0.3
+        assert result["confounded"]["verdict"] == ("confounded, or not excluded" if block["confounded"] else "not seen")
+        values.append(block["auroc"]["value"])
+        assert canonical_json(result)
+    assert 0.46 < np.mean(values) < 0.54
+
+
+@pytest.mark.long
+def test_permuted_labels_raise_a_false_alarm_in_about_one_cohort_of_forty() -> None:
+    alarms, values = 0, []
+    for seed in range(100):
+        predictions = cohort(seed, n=48)[0]
+        means = np.stack(list(means_of(predictions, seed=seed + 1000).values()))  # no two streams may be the same
+        found = permuted_labels([predictions], means, TARGET, TARGET.metrics["auroc"], seed + 2000)
+        assert not isinstance(found, str)
+        values.append(found["value"])
+        alarms += found["low"] > 0.5
+    print(f"{alarms} of 100 cohorts above chance, mean AUROC {np.mean(values):.4f}")
+    assert alarms <= 8  # of 2.5 expected; more than that in 1 of 1,000 runs
+    assert abs(np.mean(values) - 0.5) < 0.01
+
+
+def test_permuted_labels_that_can_be_learned_speak_against_the_model_and_are_named() -> None:
+    predictions, rgb, site = cohort(n=80, model=4.0)
+    rare = np.random.default_rng(5).random(80) < 0.2
+    # two folds are of one hospital and rich in cancer, two of another and poor in it: who knows the hospital has the label
+    here = np.where(rare, 1 - predictions["label"].astype(int), predictions["label"].astype(int))
+    predictions["fold"] = 2 * here + np.arange(80) // 2 % 2
+    result = controls(predictions, rgb, site, TARGET, means_of(predictions, 8.0 * here))
+    assert result["confounded"]["verdict"] == "confounded, or not excluded"
+    assert "permuted_labels" in result["confounded"]["controls"]
+    assert "something besides the label leads across the folds" in result["controls"]["permuted_labels"]["why"]
+
+
+def test_permuted_labels_alone_clear_no_model_of_colour_or_site() -> None:
+    predictions, _, _ = cohort(model=4.0)
+    result = controls(predictions, {}, {}, TARGET, means_of(predictions), seed=1)
+    assert result["controls"]["permuted_labels"]["available"]
+    assert not result["controls"]["permuted_labels"]["confounded"]
+    assert result["confounded"]["verdict"] == "not tested"
+
+
+def test_permuted_labels_without_all_embeddings_say_why_they_are_not_there() -> None:
+    predictions, rgb, site = cohort()
+    assert "60 of 60" in controls(predictions, rgb, site, TARGET)["controls"]["permuted_labels"]["why"]
+    some = means_of(predictions.iloc[1:])
+    assert "1 of 60" in controls(predictions, rgb, site, TARGET, some)["controls"]["permuted_labels"]["why"]
+
+
+def test_all_slides_of_a_patient_get_the_label_of_one_other_of_their_fold() -> None:
+    # were they dealt out slide by slide, the many slides of a patient would hardly ever be of one label
+    predictions = cohort(n=40)[0]
+    many = pd.concat([predictions.assign(slide_id=predictions["slide_id"] + f"-{k}") for k in range(4)])
+    slides = scored_slides(many, TARGET)
+    folds = many["fold"].to_numpy()
+    drawn = _permuted(slides, folds, TARGET, np.random.default_rng(0))
+    table = pd.DataFrame(
+        {"patient": slides.patients, "fold": folds, "was": slides.truth[:, 0], "is": drawn.truth[:, 0]}
+    )
+    assert (table.groupby("patient")["is"].nunique() == 1).all()
+    assert (table.groupby("fold")["was"].sum() == table.groupby("fold")["is"].sum()).all()
+    assert (table["was"] != table["is"]).any()
+
+
+def test_numbers_labels_and_grades_have_the_control_too_and_survival_has_not() -> None:
+    predictions, rgb, site, truth = numbered(0)
+    regression = controls(
+        predictions.assign(value=truth),
+        rgb,
+        site,
+        Regression("ki67"),
+        dict.fromkeys(predictions["slide_id"], np.ones(3)),
+    )
+    assert not regression["controls"]["permuted_labels"][
+        "available"
+    ]  # of embeddings that are all alike nothing follows
+    grades = np.arange(60) // 2 % 3
+    plain = cohort()[0].assign(fold=np.arange(60) // 6 % 3)
+    sure = pd.DataFrame(np.eye(3)[grades] * 0.8 + 0.1, columns=["prob_0", "prob_1", "prob_2"])
+    graded = plain.assign(label=grades.astype(str), **{name: sure[name] / sure.sum(axis=1) for name in sure})
+    block = controls(graded, {}, {}, Ordinal("grade", ("0", "1", "2")), means_of(graded))["controls"]["permuted_labels"]
+    assert abs(block["quadratic_kappa"]["value"]) < 0.1
+    survival = plain.assign(label=[f"{i + 1}" for i in range(60)], risk=0.0)
+    dead = controls(survival, {}, {}, Cox("months/dead"), means_of(plain))["controls"]["permuted_labels"]
+    assert "no control for a target of the kind cox" in dead["why"]
 
 
 def test_controls_of_repeats_are_means_over_them_as_the_figures_are() -> None:

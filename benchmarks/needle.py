@@ -93,7 +93,7 @@ def score(head: str, data: Haystacks, seed: int) -> tuple[float, float]:
     margins, places = [], []
     with torch.inference_mode():
         for bag, needles in zip(data.bags[LEARN:], data.needles[LEARN:], strict=True):
-            logits, attention = trained(pack([bag]))
+            logits, attention, _ = trained(pack([bag]))
             margins.append(float(logits[0, 1] - logits[0, 0]))
             if attention is not None and needles.any():
                 places.append(roc_auc_score(needles, attention[:, -1].numpy()))

@@ -25,6 +25,7 @@ from pathfm.proven import name_some
 from pathfm.scoring import require_slide, score_bag
 from pathfm.scrub import withheld
 from pathfm.sources import SlideSource, find_slides
+from pathfm.stage import read_stage
 from pathfm.tables import read_table
 from pathfm.version import __version__
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from pathfm.choices import Choice
     from pathfm.embeddings import Embeddings
+    from pathfm.model import Model
 
 HEATMAPS_CSV = "heatmaps.csv"
 
@@ -66,6 +68,8 @@ class HeatmapRow:
     """Tiles of the slide."""
     top_attention: float | None = None
     """The highest attention of a tile of the slide, relative to the average tile of the bag."""
+    stage: str = ""
+    """What the release gate let the model be used for, "" where nothing was drawn."""
     why: str = ""
     """Why nothing was drawn."""
     fingerprint: str = ""
@@ -85,11 +89,11 @@ def heatmap(
 ) -> pd.DataFrame:
     """Draws the attention of a model over slides: `<slide_id>.png`, `-tiles.png`, `.geojson` and the list heatmaps.csv.
 
-    Scale and tiles are those of the embeddings files. A head with a branch of attention for each class shows that of the
-    class it predicts, an ensemble the mean of its members. A model of patients is shown slide by slide, each with its
-    tiles' part of the attention over all slides of the patient. Slides without embeddings or without tiles, and heads
-    without attention, are listed with the reason and not drawn. What is drawn already by the same model from the same
-    embeddings is kept.
+    Scale and tiles are those of the embeddings files. A head with a branch of attention for each output shows the mean
+    of its branches, each weighted by how far it moves the decision, an ensemble the mean of its members. A model of
+    patients is shown slide by slide, each with its tiles' part of the attention over all slides of the patient. Slides
+    without embeddings or without tiles, and heads without attention, are listed with the reason and not drawn. What is
+    drawn already by the same model from the same embeddings is kept.
 
     Args:
         model: a model directory, or one that crossval wrote: then the model of each slide's own fold draws it, which has
@@ -226,6 +230,7 @@ def _scored_row(
         label=choice.label,
         n_tiles=len(embeddings.coords),
         top_attention=round(float(relative_attention.max()), 3),
+        stage=read_stage(choice.folder).stage,
     )
 
 
@@ -238,7 +243,12 @@ def _title(row: HeatmapRow, choice: Choice) -> str:
         said += f", labelled {row.label}" + (f" ({verdict})" if row.probability is not None else "")
     by = "by a model that was trained on this slide, or on another of the patient" if row.origin == SEEN else choice.by
     others = f", one bag with {len(choice.bag) - 1} more of the patient" if len(choice.bag) > 1 else ""
-    return f"{said}\n{by}; {row.n_tiles} tiles{others}"
+    branches = ", branches of attention by their weight" if _has_branches(choice.model) else ""
+    return f"{said}\n{by}; {row.n_tiles} tiles{others}{branches}; stage: {row.stage}"
+
+
+def _has_branches(model: Model) -> bool:
+    return model.task.n_outputs > 1 and any(head.pooling.attention == "each output" for head in model.heads)
 
 
 def _write(source: SlideSource, file: Path, view: View, out: Path, limits: Limits) -> None:

@@ -30,8 +30,10 @@ from pathfm.heads import build_head, pack
 from pathfm.heatmap import heatmap
 from pathfm.model import Model, read_model, write_model
 from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, paint_tiles, relative, scale_bar_um, times
+from pathfm.pictures import View
 from pathfm.scoring import score_bag
 from pathfm.slide import open_slide
+from pathfm.stage import write_stage
 from pathfm.targets import Classes, Task
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ def write_made(folder: Path, label: str, classes: int, *heads: str, unit: Unit =
     task = Task(tuple(Classes(name, tuple(map(str, range(classes)))) for name in label.split(",")))
     width = more["covariates"].width if "covariates" in more else 0
     built = tuple(build_head(head, 6, task.n_outputs, width, hidden=16, attention=8) for head in heads)
-    training = {"fingerprint": "", "epochs": 1, "patients": [], "slides": {}}
+    training = {"fingerprint": "", "epochs": 1, "patients": [], "slides": {}, "sites": []}
     model = Model(heads=built, task=task, unit=unit, recipe=RECIPE, training=training, **more)
     write_model(folder, model)
     return read_model(folder)
@@ -161,17 +163,25 @@ def bag_of(study: Study, *slide_ids: str) -> Bags:
     return pack([torch.from_numpy(np.concatenate(features))])
 
 
-def test_a_branch_of_attention_a_class_is_shown_by_the_class_that_is_predicted(study: Study, tmp_path: Path) -> None:
+def test_branches_of_attention_are_shown_as_they_weigh_in_the_decision(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = write_made(tmp_path / "model", "cancer,grade", 3, "clam-mb")
-    with torch.inference_mode():
-        output = model.heads[0](bag_of(study, "b"))
-    assert output.attention is not None
+    score = score_bag(model, [read_embeddings(study.file("b"))])
+    titles = []
+    monkeypatch.setattr("pathfm.heatmap.View.of", lambda *given, of=View.of: titles.append(given[3]) or of(*given))
     for which, target in enumerate(("cancer", "grade")):
         out = tmp_path / target
         table = heatmap(tmp_path / "model", [study.only("b")], [study.embeddings], out, target=target)
-        predicted = int(output.logits[0, 3 * which : 3 * which + 3].argmax())
-        assert table["predicted"].tolist() == [str(predicted)]
-        assert shares(out, "b") == pytest.approx(output.attention[:, 3 * which + predicted].tolist(), rel=1e-4)
+        assert table["predicted"].tolist() == [str(score.scores[which].argmax())]
+        assert shares(out, "b") == pytest.approx(score.attention(which).tolist(), rel=1e-4)
+    assert all(
+        title.endswith("24 tiles, branches of attention by their weight; stage: development") for title in titles
+    )
+    write_stage(tmp_path / "model", "silent", "c" * 64, [], [])
+    again = heatmap(tmp_path / "model", [study.only("b")], [study.embeddings], out, target="grade")
+    assert again["stage"].tolist() == ["silent"]
+    assert titles[-1].endswith("stage: silent")  # drawn again, for its title says another one
     with pytest.raises(InputError, match="pass --target cancer or grade"):
         heatmap(tmp_path / "model", [study.only("b")], [study.embeddings], tmp_path / "out")
     with pytest.raises(UnknownNameError, match="near: grade"):

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
+from sklearn.metrics import roc_auc_score
 
 from pathfm.covariates import Covariate, Covariates
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, InputError, ModelError, UnknownNameError
-from pathfm.heads import build_head, pack
+from pathfm.heads import Head, build_head, pack
 from pathfm.model import Model
 from pathfm.results import (
     find_results,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from pathfm.embeddings import Embeddings
 
 HEADER = b"slide_id,patient_id,label,predicted,reason,prob_0,prob_1\n"
 
@@ -126,7 +130,7 @@ def test_covariates_are_asked_for_by_a_model_that_reads_them_and_nan_adds_nothin
     assert known.scores[0][1] > unknown.scores[0][1]
 
 
-def test_each_of_several_targets_has_its_scores_and_the_attention_of_its_own_branch() -> None:
+def test_each_of_several_targets_has_its_scores_and_the_attention_of_its_own_branches() -> None:
     torch.manual_seed(1)
     task = Task((Classes("er", ("neg", "pos")), Classes("grade", ("1", "2", "3"))))
     head = build_head("clam-mb", 8, 5, hidden=16, attention=8).eval()
@@ -136,10 +140,82 @@ def test_each_of_several_targets_has_its_scores_and_the_attention_of_its_own_bra
         output = head(pack([torch.from_numpy(bag.features.astype(np.float32))]))
     assert output.attention is not None
     score = score_bag(model, [bag])
-    for which, logits in enumerate((output.logits[0, :2], output.logits[0, 2:])):
+    for which, mine in enumerate((slice(0, 2), slice(2, 5))):
+        logits = output.logits[0, mine]
         np.testing.assert_allclose(score.scores[which], torch.softmax(logits, 0).numpy(), rtol=1e-5)
-        branch = 2 * which + int(logits.argmax())
-        assert np.array_equal(score.attention(which), output.attention[:, branch].numpy())
+        weights = effects(head, bag, mine)
+        shown = score.attention(which)
+        np.testing.assert_allclose(shown, output.attention[:, mine].numpy() @ weights, rtol=1e-4)
+
+
+def effects(head: Head, bag: Embeddings, mine: slice) -> NDArray[np.float64]:
+    """How far the log-odds of the predicted class move, to first order, where a branch alone looks at all tiles alike."""
+    features = torch.from_numpy(bag.features.astype(np.float32))
+    with torch.inference_mode():
+        attended, weight, logits = head.pooling.body(pack([features])), head.pooling.classifier.weight, None
+        logits = ((attended.pooled[0] * weight).sum(1) + head.pooling.classifier.bias)[mine].double().requires_grad_()
+        alike = ((attended.hidden.mean(0) * weight).sum(1) + head.pooling.classifier.bias)[mine].double()
+    logits = logits.detach().clone().requires_grad_()
+    best = int(logits.argmax())
+    others = torch.cat([logits[:best], logits[best + 1 :]])
+    (gradient,) = torch.autograd.grad(logits[best] - others.logsumexp(0), logits)
+    moved = (gradient * (logits.detach() - alike)).abs().numpy()
+    return np.asarray(moved / moved.sum())
+
+
+@pytest.mark.parametrize("head", ["gated-abmil-mb", "clam-mb", "dsmil"])
+def test_what_is_shown_is_what_the_decision_came_from_whichever_branch_found_it(head: str) -> None:
+    torch.manual_seed(2)  # of both heads with two branches the positive one idles, and localises at 0.01
+    task = Task((Classes("cancer", ("0", "1")),))
+    rng = np.random.default_rng(2)
+    bags = rng.normal(size=(60, 150, 8)).astype(np.float32)
+    bags[1::2, :4, 0] += 6  # the needles
+    learned = build_head(head, 8, 2, hidden=16, attention=8, dropout=0.0)
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-2)
+    for _ in range(4):
+        for at in range(40):
+            criterion = task.criterion(torch.tensor([[float(at % 2)]]))
+            optimizer.zero_grad()
+            learned.losses(pack([torch.from_numpy(bags[at])]), criterion).sum().backward()
+            optimizer.step()
+    model = Model(heads=(learned.eval(),), task=task, recipe=RECIPE, training={})
+    found = []
+    for at in range(41, 60, 2):
+        score = score_bag(model, [replace(planted_embeddings("s", 1, n=150), features=bags[at].astype(np.float16))])
+        attention = score.attention()
+        assert attention is not None
+        assert score.scores[0][1] > 0.5
+        assert attention.dtype == np.float32
+        assert attention.min() >= 0
+        assert attention.sum() == pytest.approx(1, abs=1e-5)
+        found.append(roc_auc_score(np.arange(150) < 4, attention))
+    assert np.mean(found) > 0.95
+
+
+def test_of_a_branch_that_finds_and_one_that_idles_the_first_is_shown() -> None:
+    """The negative branch looks at what is positive and lowers its own logit; the positive one looks elsewhere for nothing."""
+    head = build_head("gated-abmil-mb", 8, 2, hidden=2, attention=2).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.pooling.body.hidden.linear.weight[:, :2] = torch.eye(2)  # hidden: features 0 and 1
+        head.pooling.body.gates.weight[:2] = torch.eye(2)
+        head.pooling.body.gates.bias[2:] = 10.0
+        head.pooling.body.score.weight.copy_(torch.tensor([[30.0, 0.0], [0.0, 30.0]]))
+        head.pooling.classifier.weight.copy_(torch.tensor([[-5.0, 0.0], [0.0, 0.01]]))
+        head.pooling.classifier.bias.copy_(torch.tensor([2.0, 0.0]))
+    features = np.zeros((20, 8), np.float16)
+    features[3, 0], features[11, 1] = 2, 2
+    model = replace(_model(), heads=(head,))
+    score = score_bag(model, [replace(planted_embeddings("s", 1, n=20), features=features)])
+    attention = score.attention()
+    assert score.scores[0][1] > 0.99
+    assert attention is not None
+    assert attention.argmax() == 3
+    assert attention[11] < 0.01 < 0.9 < attention[3]
+    nothing = score_bag(model, [replace(planted_embeddings("s", 1, n=20), features=0 * features)]).attention()
+    assert nothing is not None
+    np.testing.assert_allclose(nothing, 0.05, rtol=1e-5)  # no branch moves anything: that of the predicted class
 
 
 def test_the_table_keeps_the_order_and_leaves_scores_empty_where_there_are_none(
@@ -268,7 +344,7 @@ def test_results_of_several_targets_take_the_place_of_those_of_one_and_are_found
     ("change", "message"),
     [
         ({"format_version": 1}, "format_version 1, which this pathfm does not read"),
-        ({"figures": ["f1"]}, "key 'figures' that is not auroc, balanced_accuracy, f1"),
+        ({"figures": ["f1"]}, "key 'figures' that is not auroc, average_precision, balanced_accuracy, f1"),
         ({"target": {"name": "er", "kind": "os.system"}}, "key 'target' that cannot be read: .*os.system"),
         ({"slide": {"n": 1, "n_by_class": {}}}, r"lacks the key 'slide\.auroc'"),
         ({"unit": "tile"}, "key 'unit'"),

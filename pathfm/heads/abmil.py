@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
 
-from pathfm.heads.gated import AttentionBody
+from pathfm.heads.gated import AttentionBody, gain_over_mean
 from pathfm.heads.packed import Bags, HeadOutput
 from pathfm.heads.pooling import Pooling
 
@@ -61,7 +61,10 @@ class MultiBranchGatedAttention(Pooling):
         self.classifier = nn.Linear(shape.hidden, n_outputs)  # row c reads the sum of branch c
 
     def forward(self, bags: Bags) -> HeadOutput:
-        """Logits (b, c) and attention (sum_n, c)."""
+        """Logits (b, c), attention (sum_n, c), and in evaluation the gain (b, c, c)."""
         attended = self.body(bags)
         logits = (attended.pooled * self.classifier.weight).sum(dim=2) + self.classifier.bias
-        return HeadOutput(logits, attended.attention)
+        if self.training:
+            return HeadOutput(logits, attended.attention)
+        gain = gain_over_mean(attended, self.classifier.weight, bags.lengths.tolist())
+        return HeadOutput(logits, attended.attention, gain)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pathfm.heads.gated import AttentionBody
+from pathfm.heads.gated import AttentionBody, gain_over_mean
 from pathfm.heads.options import require_share
 from pathfm.heads.packed import Bags, Criterion, HeadOutput
 from pathfm.heads.pooling import Pooling
@@ -62,7 +62,7 @@ class ClamSB(Pooling):
         self.instances = InstanceLoss(shape.hidden, n_outputs, instances, exclusive=exclusive)
 
     def forward(self, bags: Bags) -> HeadOutput:
-        """Logits (b, c) and attention (sum_n, 1), or (sum_n, c) with a branch an output."""
+        """Logits (b, c) and attention (sum_n, 1)."""
         attended = self.body(bags)
         return HeadOutput(self._logits(attended.pooled), attended.attention)
 
@@ -90,6 +90,15 @@ class ClamMB(ClamSB):
         "CLAM with a branch a class"
     )
     attention = "each output"
+
+    def forward(self, bags: Bags) -> HeadOutput:
+        """Logits (b, c), attention (sum_n, c), and in evaluation the gain (b, c, c)."""
+        attended = self.body(bags)
+        logits = self._logits(attended.pooled)
+        if self.training:
+            return HeadOutput(logits, attended.attention)
+        gain = gain_over_mean(attended, self.classifier.weight, bags.lengths.tolist())
+        return HeadOutput(logits, attended.attention, gain)
 
 
 class InstanceLoss(nn.Module):

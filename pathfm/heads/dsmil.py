@@ -43,9 +43,10 @@ class DSMIL(Pooling):
         self.classifier = nn.Linear(n_outputs * shape.hidden, n_outputs)
 
     def forward(self, bags: Bags) -> HeadOutput:
-        """Logits (b, c), the mean of the streams, and attention (sum_n, c)."""
+        """Logits (b, c), the mean of the streams, attention (sum_n, c), and in evaluation the gain (b, c, c)."""
         streams = self._streams(bags)
-        return HeadOutput((streams.critical + streams.attended) / 2, streams.attention)
+        gain = None if self.training else self._gain(streams, bags.lengths.tolist())
+        return HeadOutput((streams.critical + streams.attended) / 2, streams.attention, gain)
 
     def losses(self, bags: Bags, criterion: Criterion) -> Tensor:
         """Half the loss of either stream, float32 (b,)."""
@@ -57,7 +58,16 @@ class DSMIL(Pooling):
         lengths: Sequence[int] = bags.lengths.tolist()
         parts = zip(*(torch.split_with_sizes(one, lengths) for one in self._of_instances(hidden)), strict=True)
         critical, pooled, attention = zip(*(self._of_bag(*part) for part in parts), strict=True)
-        return _Streams(torch.stack(critical), self.classifier(torch.stack(pooled).flatten(1)), torch.cat(attention))
+        sums = torch.stack(pooled)
+        return _Streams(torch.stack(critical), self.classifier(sums.flatten(1)), torch.cat(attention), sums, hidden)
+
+    def _gain(self, streams: _Streams, lengths: Sequence[int]) -> Tensor:
+        """What the critical instance of each output and the likeness to it add to each logit over plain means, (b, c, c)."""
+        parts = torch.split_with_sizes(streams.hidden, lengths)
+        means = torch.stack([part.sum(dim=0) / max(len(part), 1) for part in parts])
+        weight = self.classifier.weight.reshape(-1, *streams.pooled.shape[1:])  # (logit, branch, h)
+        attended = torch.einsum("bkh,jkh->bkj", streams.pooled - means[:, None], weight)
+        return (attended + torch.diag_embed(streams.critical - self.instances(means))) / 2
 
     def _of_instances(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return hidden, self.instances(hidden), self.query(hidden)
@@ -76,3 +86,5 @@ class _Streams(NamedTuple):
     critical: Tensor  # logits (b, c)
     attended: Tensor  # logits (b, c)
     attention: Tensor  # (sum_n, c)
+    pooled: Tensor  # (b, c, h)
+    hidden: Tensor  # (sum_n, h)

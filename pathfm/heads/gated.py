@@ -97,6 +97,22 @@ def attend(hidden: Tensor, scores: Tensor, lengths: Sequence[int]) -> tuple[Tens
     return torch.stack([weights.T @ part for weights, part in parts]), torch.cat(attention)
 
 
+def gain_over_mean(attended: Attended, weight: Tensor, lengths: Sequence[int]) -> Tensor:
+    """What each branch adds to each logit by looking where it does, instead of at all instances alike.
+
+    Args:
+        attended: of packed bags.
+        weight: float32 (k, h), by which the logit of each branch reads its sum.
+        lengths: instances of each bag.
+
+    Returns:
+        Differences of logits, float32 (b, k, k); a branch moves its own alone, and in a bag of 0 instances none.
+    """
+    parts = torch.split_with_sizes(attended.hidden, lengths)
+    means = torch.stack([part.sum(dim=0) / max(len(part), 1) for part in parts])
+    return torch.diag_embed(((attended.pooled - means[:, None]) * weight).sum(dim=2))
+
+
 def _blocks_pay(features: Tensor, lengths: Sequence[int]) -> bool:
     """Whether `rowblocks` is the faster way: for long bags on a CPU, unless they are computed in half precision."""
     return features.device.type == "cpu" and not in_half(features) and len(features) >= _LONG * len(lengths)

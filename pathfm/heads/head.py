@@ -51,7 +51,7 @@ class Head(nn.Module):
     def forward(self, bags: Bags) -> HeadOutput:
         """Logits (b, c) and attention (sum_n, 1 or c) or None, rows in the order of the bags."""
         output = cast("HeadOutput", self.pooling(bags))
-        return HeadOutput(output.logits + self._term(bags), output.attention)
+        return HeadOutput(output.logits + self._term(bags), output.attention, output.gain)
 
     def losses(self, bags: Bags, criterion: Criterion) -> Tensor:
         """What training minimises the mean of, float32 (b,)."""

@@ -33,10 +33,13 @@ class HeadOutput(NamedTuple):
         logits: float32 (b, c), one column an output; the targets say how they are read.
         attention: float32 (sum_n, a), a = 1 or c, each column sums to 1 over a non-empty bag; None for a head without
             attention.
+        gain: float32 (b, a, c), what each branch of attention adds to each logit by looking where it does, instead of at
+            all instances alike; in evaluation, of heads with a branch an output, else None.
     """
 
     logits: Tensor
     attention: Tensor | None
+    gain: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@
     │   └── SeveralRecipesError     a folder that mixes recipes
     ├── ModelError                  a model directory that is not one
     ├── LicenceError                a licence that does not allow what was asked for
+    ├── StageRefusedError           a model that does not meet the criteria of a release stage
     ├── SlidesFailedError           a run that ended, but not with every slide
     └── DiskFullError               no space left; what was finished is kept
 
@@ -184,6 +185,23 @@ class ModelError(PathfmError):
 
 class LicenceError(PathfmError):
     """A backbone whose licence restricts, or does not state, what may be done with what is trained on it."""
+
+
+class StageRefusedError(PathfmError):
+    """A model that does not meet the criteria of the stage that it was to reach.
+
+    Attributes:
+        wanted: the stage.
+        given: the one that it was stamped with instead.
+        failed: of each criterion that is not met what was wanted and what was found.
+    """
+
+    def __init__(self, wanted: str, given: str, failed: Iterable[object]) -> None:
+        self.wanted, self.given, self.failed = wanted, given, [str(one) for one in failed]
+        super().__init__(
+            f"stage {wanted} is refused, the model is stamped {given}; {len(self.failed)} criteria are not met:"
+            f" {' | '.join(self.failed)}"
+        )
 
 
 class SlidesFailedError(PathfmError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathfm.errors import InputError
+from pathfm.plainyaml import require_plain
 from pathfm.scrub import WITHHELD, Scrubber
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def read_options(parser: ArgumentParser, command: str, options: list[str]) -> An
 
 
 def read_yaml_for(parser: ArgumentParser) -> None:
-    """Has the parser refuse YAML aliases: a few of them stand for more values than fit into memory.
+    """Has the parser refuse YAML that is not plain, such as aliases.
 
     It takes a value alone for a list of one where an option is a list, as files that were written before it was one.
     """
@@ -47,10 +48,7 @@ def read_yaml_for(parser: ArgumentParser) -> None:
     load, lists = _plain_loader(), {name.removeprefix("--") for name in _list_options(parser)}
 
     def read(text: str) -> Any:
-        alias = next((token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)), None)
-        if alias is not None:
-            message = "an alias (*) is not read here, write out what it stands for"
-            raise yaml.YAMLError(message)
+        require_plain(text)
         found = load(text)
         return _with_lists(found, lists) if isinstance(found, dict) else found
 

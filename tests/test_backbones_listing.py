@@ -186,7 +186,7 @@ def test_the_file_is_read_anew_and_without_it_there_is_the_table_alone(
         ("- name: mine\n  source: hf-hub:a/b\n  arch_kwargs: [1]", "keys with values"),
         ("- name: mine\n  source: hf-hub:a/b\n  prefix_tokens: 0", "1 or more where there is a class token"),
         ("- name: mine\n  source: elsewhere\n  prefix_tokens: 1", "one of hf-hub:..."),
-        ("- &a {name: mine}\n- *a", "an alias or an anchor"),
+        ("- &a {name: mine}\n- *a", "an alias"),
         ("- name: !!python/object/apply:os.system [ls]", "cannot be read"),
         ("- [", "cannot be read"),
     ],

@@ -15,6 +15,7 @@ import yaml
 from pathfm.backbones.row import Backbone
 from pathfm.backbones.sound import require_sound
 from pathfm.errors import InputError
+from pathfm.plainyaml import yaml_values
 
 VARIABLE = "PATHFM_BACKBONES"
 
@@ -38,10 +39,7 @@ def own_rows() -> list[Backbone]:
 def _entries(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text)):
-            message = f"{path} ({VARIABLE}) has an alias or an anchor (* or &), which are not read; write out what it stands for"
-            raise InputError(message)
-        entries = yaml.safe_load(text)
+        entries = yaml_values(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())[:200]
         message = f"{path} ({VARIABLE}) cannot be read ({said}); name a YAML file in UTF-8 with a list of backbones"

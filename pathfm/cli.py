@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("pathfm.evaluate:evaluate", "a frozen model on a labelled cohort it has not seen"),
     "heatmap": ("pathfm.heatmap:heatmap", "where the model looked: overlay, GeoJSON for QuPath, top tiles"),
     "report": ("pathfm.report:report", "one self-contained HTML file"),
+    "gate": ("pathfm.gate:gate", "a model held against criteria that were declared before, and its stage"),
 }
 _GROUPS = {command.partition(" ")[0] for command in COMMANDS if " " in command}
 # The option that the words right after a command are.

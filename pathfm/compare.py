@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
+from pathfm.appraisal import Asked
 from pathfm.cohort import read_cohort
-from pathfm.cohortfigures import paired_difference
+from pathfm.cohortfigures import paired_delong, paired_difference
 from pathfm.crossval import CrossValidation, cross_validate, split_warnings
 from pathfm.errors import InputError
 from pathfm.files import read_json, write_json
@@ -25,12 +26,14 @@ from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.results import write_table
 from pathfm.settings import TrainSettings
+from pathfm.subgroups import subgroup_columns
 from pathfm.train import heed_licences
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pathfm.cohort import Cohort
+    from pathfm.delong import Paired
     from pathfm.metrics import Figure
     from pathfm.targets import Target, Task
 
@@ -45,6 +48,7 @@ class Cell(NamedTuple):
         head: a row of `heads.HEADS`.
         figure: the main figure by patient, with its interval.
         difference: figure minus that of the reference, over the same resamples of patients.
+        delong: the same difference by DeLong, and its p value; None where the figure is no AUROC of one question.
         parameters: numbers of one model.
         seconds: that training and scoring took, when they were done, and the first head of a backbone the reading of its
             bags too; None where they were done in several runs, or by another command.
@@ -54,6 +58,7 @@ class Cell(NamedTuple):
     head: str
     figure: Figure
     difference: Figure
+    delong: Paired | None
     parameters: int
     seconds: float | None
 
@@ -90,9 +95,9 @@ class Comparison:
 
     def __str__(self) -> str:
         name = self.figure.replace("_", " ")
-        head = ["backbone", "head", name, f"minus {self.reference}", "parameters", "seconds"]
+        head = ["backbone", "head", name, f"minus {self.reference}", "p (DeLong)", "parameters", "seconds"]
         rows = [
-            [c.backbone, c.head, _text(c.figure), _text(c.difference), f"{c.parameters:,}", _whole(c.seconds)]
+            [c.backbone, c.head, _text(c.figure), _text(c.difference), _p(c), f"{c.parameters:,}", _whole(c.seconds)]
             for c in self.cells
         ]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -169,6 +174,7 @@ def compare(
             heed_licences(slides, require_license)
         alike, notes = shared_slides(joined, table, join)
         chosen = _target(next(iter(alike.values())).task, target)
+        asked = Asked(columns=subgroup_columns(table, ()))
         results: dict[str, tuple[CrossValidation, float | None]] = {}
         for backbone in found:
             slides = alike.pop(backbone)  # with which goes what the heads of a backbone have read of its bags
@@ -176,7 +182,7 @@ def compare(
                 place = out / backbone / head
                 logger.info("compare: %s on %s", head, backbone)
                 with private_run(pseudonymise, place):
-                    how = (Folding(folds, split, repeats), head, training, split_warnings(table.stated))
+                    how = (Folding(folds, split, repeats), head, training, split_warnings(table.stated), asked)
                     results[f"{backbone}/{head}"] = _timed(slides, place, how)
         cells = [_cell(*pair, results, compared_with, chosen) for pair in pairs]
         figure = next(iter(chosen.metrics))
@@ -224,9 +230,10 @@ def _cell(
 ) -> Cell:
     result, seconds = results[f"{backbone}/{head}"]
     figure = result.metrics[target.name]["patient"][next(iter(target.metrics))]
-    difference = paired_difference(result.rows[target.name], results[reference][0].rows[target.name], target)
+    both = (result.rows[target.name], results[reference][0].rows[target.name], target)
+    difference, delong = paired_difference(*both), paired_delong(*both)
     parameters = sum(parameter.numel() for parameter in result.model.heads[0].parameters())
-    return Cell(backbone, head, figure, difference, parameters, seconds)
+    return Cell(backbone, head, figure, difference, delong, parameters, seconds)
 
 
 def _notes(cells: Sequence[Cell], reference: str) -> list[str]:
@@ -271,8 +278,14 @@ def _row(cell: Cell, figure: str) -> dict[str, Any]:
         {"backbone": cell.backbone, "head": cell.head}
         | {name: cell.figure[key] for key, name in named}  # type: ignore[literal-required]
         | {("difference" if key == "value" else f"difference_{key}"): cell.difference[key] for key in _NUMBERS}  # type: ignore[literal-required]
+        | {"p_delong": cell.delong["p"] if cell.delong else None}
         | {"parameters": cell.parameters, "seconds": cell.seconds}
     )
+
+
+def _p(cell: Cell) -> str:
+    p = cell.delong["p"] if cell.delong else None
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _whole(seconds: float | None) -> str:

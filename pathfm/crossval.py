@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from pathfm.appraisal import Asked, appraise, asked_of, require_asked, say_frozen
+from pathfm.claims import Claims
 from pathfm.cohort import read_cohort
 from pathfm.controls import controls
-from pathfm.errors import InputError, ModelError
-from pathfm.fit import Rows
+from pathfm.errors import InputError
 from pathfm.folds import Split  # noqa: TC001 - the command line reads the annotation
+from pathfm.frozen import Frozen, patient_table
+from pathfm.handon import hand_on_ensemble, hand_on_folds
 from pathfm.labelled import LabelledSlides, labelled_slides
-from pathfm.model import MOST_HEADS, Model, ensemble, read_model, write_model
+from pathfm.leakage import require_no_leak
+from pathfm.model import MOST_HEADS, Model
 from pathfm.outoffold import (
     Folding,
-    all_repeats,
     fold_column,
     fold_facts,
     fold_job,
     fold_warnings,
-    mean_of_repeats,
+    mean_embeddings,
     out_of_fold,
     repeat_settings,
 )
 from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
 from pathfm.privacy import private_run
+from pathfm.promises import Promised, promised
+from pathfm.reference import reference_of
 from pathfm.results import metrics_document, summary, write_results, write_table
 from pathfm.settings import TrainSettings
-from pathfm.together import Job
+from pathfm.subgroups import subgroup_columns
 from pathfm.train import fit_models, heed_licences
 
 if TYPE_CHECKING:
@@ -51,6 +56,7 @@ class CrossValidation:
         metrics: of each target metrics.json.
         epochs: median of the folds' best epochs, for the refit on all slides.
         model: the models of all folds and repeats as one.
+        frozen: of each target what was chosen on these predictions, for the model that is handed on.
     """
 
     folder: Path
@@ -59,6 +65,7 @@ class CrossValidation:
     metrics: dict[str, dict[str, Any]]
     epochs: int
     model: Model
+    frozen: dict[str, Frozen]
 
     def __str__(self) -> str:
         return "\n".join([*map(summary, self.metrics.values()), f"results: {self.folder}"])
@@ -76,6 +83,8 @@ def crossval(
     split: Split = "patient",
     repeats: int = 1,
     training: TrainSettings = TrainSettings(),
+    operating_point: str | None = None,
+    claims: Claims = Claims(),
     require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
 ) -> CrossValidation:
@@ -100,6 +109,10 @@ def crossval(
         repeats: how often all is done, each time with folds and weights of the next seed; figures are means over the
             repeats.
         training: how the head is trained.
+        operating_point: how the threshold is chosen that is frozen into the ensemble: specificity>=0.95,
+            sensitivity>=0.9, cost:10/1 (what a missed one costs to what a false alarm does) or youden. The figures at it
+            are honest: what a fold is decided by is chosen on the other folds.
+        claims: what else is chosen and frozen, and shown beside the figures.
         require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
 
@@ -110,10 +123,11 @@ def crossval(
     """
     with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
         table = read_cohort(cohort, names)
-        slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
+        slides = asked_of(labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ()), claims)
         heed_licences(slides, require_license)
+        asked = Asked(operating_point, claims, subgroup_columns(table, claims.subgroups))
         warnings = split_warnings(table.stated)
-        return cross_validate(slides, out, Folding(folds, split, repeats), head, training, warnings)
+        return cross_validate(slides, out, Folding(folds, split, repeats), head, training, warnings, asked)
 
 
 def cross_validate(
@@ -123,6 +137,7 @@ def cross_validate(
     head: str,
     settings: TrainSettings,
     warnings: Sequence[str] = (),
+    asked: Asked = Asked(),
 ) -> CrossValidation:
     """What `crossval` does, of a cohort that is joined with its embeddings.
 
@@ -133,8 +148,10 @@ def cross_validate(
         head: a row of `heads.HEADS`.
         settings: how the head is trained.
         warnings: to be said before those of the figures.
+        asked: what is chosen, frozen and shown beside the figures.
     """
     require_repeats(folding)
+    able = require_asked(slides.task.targets, asked)
     repeats = [repeat_settings(settings, repeat) for repeat in range(folding.repeats)]
     cuts = [fold_column(slides, folding, one.seed) for one in repeats]
     _drop_others(out, folding)
@@ -144,76 +161,38 @@ def cross_validate(
         for repeat, (fold_of, one) in enumerate(zip(cuts, repeats, strict=True))
         for job in (fold_job(slides, fold_of, fold, one, *_place(out, repeat)) for fold in range(folding.folds))
     ]
+    everybody = pd.Series(data=True, index=slides.table.index)
+    reference = reference_of(slides, everybody)
+    leakage = require_no_leak(slides, cuts, reference, folding.split)
     models = fit_models(slides, jobs, head)
     parts = [models[first : first + folding.folds] for first in range(0, len(models), folding.folds)]
     scored = [out_of_fold(slides, fold_of, part) for fold_of, part in zip(cuts, parts, strict=True)]
-    predictions, rows = mean_of_repeats(slides.task, scored), all_repeats(slides.task, scored)
+    chosen = promised(slides, scored, asked, able, str(folding))
+    say_frozen(chosen.frozen)
     said = [*warnings, *fold_warnings(slides, cuts[0], folding, models)]
+    means = mean_embeddings(slides)
     metrics = {
         target.name: metrics_document(
-            rows[target.name] if folding.repeats > 1 else predictions[target.name],
+            chosen.rows[target.name] if folding.repeats > 1 else chosen.predictions[target.name],
             target=target,
             unit=slides.unit,
             protocol=str(folding),
             left_out=slides.left_out,
-            controls=controls(rows[target.name], slides.mean_rgb, slides.sites, target),
+            controls=controls(chosen.rows[target.name], slides.mean_rgb, slides.sites, target, means),
+            blocks=appraise(
+                chosen.predictions[target.name], target, slides.unit, asked, chosen.of_folds.get(target.name)
+            )
+            | {"leakage": leakage},
             folds=fold_facts(slides, cuts[0], parts[0]),
             warnings=said,
         )
         for target in slides.task.targets
     }
-    write_results(out, {name: (predictions[name], metrics[name]) for name in metrics})
-    _write_repeats(out, slides, rows, folding)
+    _write(out, slides, chosen, metrics, folding)
+    hand_on_folds(jobs, models, chosen.of_repeats)
+    model = hand_on_ensemble(out / "ensemble", models, metrics, chosen.frozen, reference)
     epochs = max(1, round(median(model.training["epochs"] for model in models)))
-    return CrossValidation(out, predictions, rows, metrics, epochs, _write_ensemble(out / "ensemble", models, metrics))
-
-
-def refit(
-    cohort: Path,
-    embeddings: list[Path],
-    label: str,
-    out: Path,
-    epochs: int,
-    head: str = "gated-abmil",
-    unit: Unit = "slide",
-    covariates: list[str] | None = None,
-    training: TrainSettings = TrainSettings(),
-    figures: dict[str, Any] | None = None,
-    pseudonymise: Path | None = None,
-) -> Model:
-    """Fits the model to hand on: all labelled slides, nobody set aside, for a number of epochs known from the folds.
-
-    Args:
-        cohort: the cohort table, CSV.
-        embeddings: as the cross-validation was given, whose warning of licences is not repeated.
-        label: the label.
-        out: the model directory.
-        epochs: how many of `training.epochs` to run, `CrossValidation.epochs`.
-        head: a row of `heads.HEADS`.
-        unit: what a bag is of.
-        covariates: columns that join the head.
-        training: how the head is trained, as in the folds.
-        figures: of each target metrics.json of the cross-validation, to travel with the model.
-        pseudonymise: the key file that extract was given.
-    """
-    with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
-        table = read_cohort(cohort, names)
-        slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
-        every = Rows(slides.rows(pd.Series(data=True, index=slides.table.index)), [])
-        (fitted,) = fit_models(slides, [Job(every, training, out, "train on all slides", epochs)], head)
-        return hand_on(replace(fitted, figures=figures), out)
-
-
-def hand_on(model: Model, folder: Path) -> Model:
-    """Writes a model; one that is there and says the same is left alone, and so is what was drawn with it."""
-    try:
-        found = read_model(folder)
-    except ModelError:
-        found = None
-    if found is not None and replace(found, heads=()) == replace(model, heads=()):  # the weights follow from the rest
-        return found
-    write_model(folder, model)
-    return model
+    return CrossValidation(out, chosen.predictions, chosen.rows, metrics, epochs, model, chosen.frozen)
 
 
 def split_warnings(stated: frozenset[str]) -> list[str]:
@@ -226,16 +205,19 @@ def _place(out: Path, repeat: int) -> tuple[Path, str]:
     return (out / "folds", "fold") if not repeat else (out / "repeats" / str(repeat), f"repeat {repeat + 1}, fold")
 
 
-def _write_repeats(out: Path, slides: LabelledSlides, rows: dict[str, pd.DataFrame], folding: Folding) -> None:
-    for target in slides.task.targets if folding.repeats > 1 else ():
-        write_table((out if len(rows) == 1 else out / target.folder) / "repeats.csv", rows[target.name])
-
-
-def _write_ensemble(folder: Path, models: Sequence[Model], metrics: dict[str, dict[str, Any]]) -> Model:
-    """The models as one; its figures are theirs, each on the patients that it had not seen."""
-    said = "figures of the members, each on the patients that it had not seen; the ensemble itself was not tested"
-    figures = {name: one | {"warnings": [*one["warnings"], said]} for name, one in metrics.items()}
-    return hand_on(replace(ensemble(models), figures=figures), folder)
+def _write(
+    out: Path, slides: LabelledSlides, chosen: Promised, metrics: dict[str, dict[str, Any]], folding: Folding
+) -> None:
+    targets = {target.name: target for target in slides.task.targets}
+    patients = {
+        name: patient_table(chosen.predictions[name], targets[name], of_folds)
+        for name, of_folds in chosen.of_folds.items()
+        if slides.unit == "slide"
+    }
+    write_results(out, {name: (chosen.predictions[name], metrics[name]) for name in metrics}, patients)
+    for target in targets.values() if folding.repeats > 1 else ():
+        place = out if len(targets) == 1 else out / target.folder
+        write_table(place / "repeats.csv", chosen.rows[target.name])
 
 
 def require_repeats(folding: Folding) -> None:

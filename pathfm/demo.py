@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from pathfm.claims import Claims
 from pathfm.embeddings import Embeddings, find_embeddings, read_embeddings
 from pathfm.errors import SlidesFailedError
 from pathfm.files import read_json, write_json
@@ -26,6 +27,7 @@ from pathfm.tiles import TileSpec
 from pathfm.version import __version__
 
 TILES = TileSpec(size_px=128, mpp=0.5)
+POINT, CLAIMS = "specificity>=0.9", Claims(calibration="temperature", coverage=0.8, subgroups=["age"])
 TRAINING = TrainSettings(epochs=40, hidden=64, attention=32, lr=1e-3)
 _IN_LESION = 0.5
 
@@ -59,7 +61,8 @@ def demo(out: Path = Path("demo"), seed: int = 0) -> Demo:
     """
     cohort = _generated(out / "cohort", seed)
     try:
-        run(cohort, LABEL, out, tiles=TILES, training=TrainSettings(**(vars(TRAINING) | {"seed": seed})))
+        how = TrainSettings(**(vars(TRAINING) | {"seed": seed}))
+        run(cohort, LABEL, out, tiles=TILES, training=how, operating_point=POINT, claims=CLAIMS)
     except SlidesFailedError as error:
         logger.info("%s: the demo damages one on purpose", error)
     metrics = read_json(out / "crossval" / "metrics.json")

@@ -6,20 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from pathfm.appraisal import Asked, appraise
+from pathfm.claims import Claims
 from pathfm.cohort import Cohort, read_cohort
 from pathfm.embeddings import require_recipe
-from pathfm.errors import InputError, LeakageError
+from pathfm.errors import InputError
+from pathfm.folds import Split  # noqa: TC001 - the command line reads the annotation
 from pathfm.labelled import LabelledSlides, labelled_slides
-from pathfm.model import Model, read_model
+from pathfm.leakage import require_unseen
+from pathfm.ledger import ledger_of, record_look, test_set_sha256
+from pathfm.model import Model, model_sha256, read_model
 from pathfm.patients import slides_of_bag
 from pathfm.privacy import private_run
-from pathfm.progress import logger
-from pathfm.proven import name_some
+from pathfm.reference import reference_of
 from pathfm.results import metrics_document, no_controls, summary, write_results
 from pathfm.scoring import score_tables
+from pathfm.shift import shift_of
+from pathfm.shiftblock import shift_block
+from pathfm.subgroups import subgroup_columns
+from pathfm.train import patient_tables
 
 PROTOCOL = "external evaluation"
 
@@ -48,9 +55,16 @@ def evaluate(
     embeddings: list[Path],
     out: Path,
     label: str | None = None,
+    split: Split = "patient",
+    prevalence: float | None = None,
+    subgroups: list[str] | None = None,
+    ledger: Path | None = None,
     pseudonymise: Path | None = None,
 ) -> Evaluation:
     """Scores a labelled cohort that the model has not seen, and writes figures with intervals.
+
+    What is frozen in the model, such as its operating point, is applied as it is: nothing here can move it. Each
+    evaluation is counted in a ledger beside the cohort table, for a test set that is looked at often is one no more.
 
     Bags are of slides or of patients as in training, and covariates are those of the training, from columns of the same
     names.
@@ -62,12 +76,18 @@ def evaluate(
         out: gets predictions.csv and metrics.json; of several targets a folder each.
         label: the label column, where it is named otherwise than in training; of several targets all columns in the order
             of the model, with commas between.
+        split: what the cohort may not share with the training: a patient, or a site and so a patient too.
+        prevalence: share of patients with the condition where the model is to be used, for its predictive values there.
+        subgroups: columns of the cohort table by whose values the figures are shown again; site and scanner need not be
+            named.
+        ledger: where evaluations of this cohort are counted; <cohort>.ledger.csv beside the table where not given.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes. A patient in
             both cohorts is noticed only if the model was trained with the same key.
 
     Raises:
-        LeakageError: a patient or a scan of the cohort was in the training of the model.
-        InputError: a column holds a label that the model does not know, or a covariate is missing.
+        LeakageError: a patient, a scan or a copy of one was in the training of the model, or with `split` a site.
+        InputError: a column holds a label that the model does not know, a covariate is missing, or the ledger cannot be
+            written.
         EmbeddingsStaleError: embeddings of another recipe.
         ModelError: not a model directory.
     """
@@ -84,10 +104,26 @@ def evaluate(
             asked=frozen.task,
         )
         require_recipe(embeddings[0], slides.recipe, frozen.recipe)
-        _require_unseen(table, model, frozen, slides.table)
+        new = reference_of(slides, pd.Series(data=True, index=slides.table.index))
+        leakage = require_unseen(table.source, model, frozen, slides, frozen.reference, new, split)
         labels = pd.Series(_labels_by_name(frozen, slides), index=slides.table.index)
-        rows = slides.table.assign(split="external", labels=labels)
-        predictions = score_tables(frozen, rows, "split")
+        predictions = score_tables(frozen, slides.table.assign(split="external", labels=labels), "split")
+        looked = record_look(
+            ledger or ledger_of(cohort),
+            _test_set(slides),
+            model_sha256(model),
+            "evaluate",
+            len(new),
+            shown=None if names is None else "the ledger",
+        )
+        claims = Claims(prevalence=prevalence, subgroups=subgroups or [])
+        shown = Asked(None, claims, subgroup_columns(table, claims.subgroups))
+        blocks = {
+            "leakage": leakage,
+            "ledger": looked,
+            "shift": shift_block(frozen.reference, new, shift_of(frozen.reference, new)),
+            "model_sha256": model_sha256(model),
+        }
         metrics = {
             target.name: metrics_document(
                 predictions[target.name],
@@ -96,11 +132,22 @@ def evaluate(
                 protocol=PROTOCOL,
                 left_out=slides.left_out,
                 controls=no_controls("the controls need cross-validation"),
+                blocks=appraise(
+                    predictions[target.name], target, frozen.unit, shown, (frozen.frozen or {}).get(target.name)
+                )
+                | blocks,
             )
             for target in frozen.task.targets
         }
-        write_results(out, {name: (one, metrics[name]) for name, one in predictions.items()})
+        results = {name: (one, metrics[name]) for name, one in predictions.items()}
+        write_results(out, results, patient_tables(predictions, frozen))
         return Evaluation(out, predictions, metrics)
+
+
+def _test_set(slides: LabelledSlides) -> str:
+    pairs = zip(slides.usable["slide_id"], slides.usable["slide_digests"], strict=True)
+    found = {n: d for bag, its in pairs for n, d in zip(slides_of_bag(bag, slides.unit), its, strict=True)}
+    return test_set_sha256(found)
 
 
 def _label(cohort: Cohort, model: Model, given: str | None) -> str:
@@ -120,35 +167,3 @@ def _labels_by_name(model: Model, slides: LabelledSlides) -> list[dict[str, str]
     """The labels of each row by the names of the model's targets, whose columns may be called otherwise here."""
     pairs = list(zip(slides.task.targets, model.task.targets, strict=True))
     return [{target.name: row[own.name] for own, target in pairs} for row in slides.table["labels"]]
-
-
-def _require_unseen(cohort: Cohort, folder: Path, model: Model, bags: pd.DataFrame) -> None:
-    """Patients by id, scans by digest; by slide_id where the file then or now states none, or one of another kind."""
-    rows = [
-        pair
-        for slide_id, digests in zip(bags["slide_id"], bags["slide_digests"], strict=True)
-        for pair in zip(slides_of_bag(slide_id, model.unit), digests, strict=True)
-    ]
-    table = pd.DataFrame(rows, columns=["slide_id", "slide_digest"])
-    patients = set(bags["patient_id"]) & set(model.training["patients"])
-    seen = model.training["slides"]
-    digests = set(seen.values()) - {""}
-    nameless = [slide_id for slide_id, digest in seen.items() if not digest]
-    same = table["slide_digest"].isin(digests) | table["slide_id"].isin(nameless)
-    same |= (table["slide_digest"] == "") & table["slide_id"].isin(seen)
-    same |= np.array([_kind(seen.get(slide_id, digest)) != _kind(digest) for slide_id, digest in rows], bool)
-    if {_kind(digest) for digest in digests} != {_kind(digest) for digest in table["slide_digest"]} - {""}:
-        logger.warning("digests of two kinds cannot be compared: a scan under another slide_id would not be noticed")
-    if patients or same.any():
-        who = [f"patients {name_some(patients)}"] if patients else []
-        who += [f"slides {name_some(table['slide_id'][same])}"] if same.any() else []
-        message = (
-            f"{cohort.source} and the training of {folder} share {' and '.join(who)}; remove these rows,"
-            " figures on what a model has seen say nothing"
-        )
-        raise LeakageError(message)
-
-
-def _kind(digest: str) -> str:
-    """What a digest can be compared with, "" for none."""
-    return digest.partition(":")[0]

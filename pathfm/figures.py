@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from pathfm.curves import ReliabilityBin, RocBand
+    from pathfm.curves import PrecisionRecallBand, ReliabilityBin, RocBand
     from pathfm.metrics import Figure
+    from pathfm.netbenefit import DecisionCurve
+    from pathfm.survivalcurves import SurvivalCurve
 
 # Okabe and Ito (2008): distinct under the common colour blindnesses; black and the light yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -66,6 +68,64 @@ def draw_calibration(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Drawing:
         for index, (name, points) in enumerate(bins.items()):
             _calibration_points(axes, name, points, index)
         axes.legend(loc="upper left", frameon=False, fontsize=8)
+        return drawing
+
+
+def draw_precision_recall(bands: Mapping[str, PrecisionRecallBand]) -> Drawing:
+    """Precision over recall by name, each with its band and, dotted, the share of positives, which is chance."""
+    with mpl.rc_context(STYLE):
+        drawing, axes = _square("sensitivity (recall)", "share of the flagged that have it (precision)")
+        for index, (name, band) in enumerate(bands.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            axes.axhline(band.prevalence, color=colour, linewidth=0.8, linestyle=":")
+            axes.fill_between(band.recall, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+            line = _LINES[index % len(_LINES)]
+            axes.plot(band.recall, band.precision, color=colour, linestyle=line, linewidth=1.8, label=name)
+        axes.legend(loc="lower left", frameon=False, fontsize=8)
+        return drawing
+
+
+def draw_net_benefit(curves: Mapping[str, DecisionCurve]) -> Drawing:
+    """Net benefit over the probability from which one acts, each with its band and, dotted, that of acting on everybody."""
+    with mpl.rc_context(STYLE):
+        drawing = Drawing(figsize=(3.9, 3.7), layout="constrained")
+        axes = drawing.add_subplot()
+        axes.axhline(0, color=FAINT, linewidth=0.8, label="act on nobody")
+        for index, (name, curve) in enumerate(curves.items()):
+            colour, line = COLOURS[index % len(COLOURS)], _LINES[index % len(_LINES)]
+            everybody = f"{name}: act on everybody" if len(curves) > 1 else "act on everybody"
+            axes.plot(curve.thresholds, curve.treat_all, color=colour, linewidth=1.2, linestyle=":", label=everybody)
+            axes.fill_between(curve.thresholds, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(curve.thresholds, curve.model, color=colour, linestyle=line, linewidth=1.8, label=name)
+        top = max((float(np.nanmax(curve.high)) for curve in curves.values()), default=1.0)
+        axes.set(xlim=(0, 1), ylim=(-0.35 * top, 1.25 * top))
+        axes.set(xlabel="probability from which one would act", ylabel="net benefit")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.legend(loc="best", frameon=False, fontsize=8)
+        return drawing
+
+
+def draw_survival(curves: Mapping[str, SurvivalCurve], label: str) -> Drawing:
+    """Survival of groups by name, each with its band, and below it how many were still followed.
+
+    Args:
+        curves: by name of the group.
+        label: of the time.
+    """
+    with mpl.rc_context(STYLE):
+        drawing = Drawing(figsize=(5.6, 3.6 + 0.22 * len(curves)), layout="constrained")
+        axes = drawing.add_subplot()
+        last = max(float(curve.time[-1]) for curve in curves.values())
+        for index, (name, curve) in enumerate(curves.items()):
+            colour, time = COLOURS[index % len(COLOURS)], np.r_[0.0, curve.time]
+            low, high = (np.r_[1.0, np.nan_to_num(ends, nan=1.0)] for ends in (curve.low, curve.high))
+            axes.fill_between(time, low, high, step="post", color=colour, alpha=0.18, linewidth=0)
+            line = _LINES[index % len(_LINES)]
+            axes.step(time, np.r_[1.0, curve.survival], where="post", color=colour, linestyle=line, label=name)
+        axes.set(xlim=(0, last), ylim=(-0.02, 1.02), xlabel=label, ylabel="free of the event")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.legend(loc="upper right", frameon=False, fontsize=8)
+        _at_risk(axes, curves, last)
         return drawing
 
 
@@ -151,6 +211,21 @@ def _square(x_label: str, y_label: str) -> tuple[Drawing, Axes]:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     return drawing, axes
+
+
+def _at_risk(axes: Axes, curves: Mapping[str, SurvivalCurve], last: float) -> None:
+    """A row a group below the axis: how many were followed up to each of five times."""
+    times = np.linspace(0, last, 5)
+    axes.set_xticks(times, [f"{time:.3g}" for time in times])
+    for index, (name, curve) in enumerate(curves.items()):
+        style: Any = {"color": COLOURS[index % len(COLOURS)], "fontsize": 8, "annotation_clip": False}
+        place: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        down = -38 - 13 * index
+        for time in times:
+            later = np.searchsorted(curve.time, time)
+            n = int(curve.at_risk[later]) if later < len(curve.time) else 0
+            axes.annotate(str(n), (float(time), 0), xytext=(0, down), ha="center", **place, **style)
+        axes.annotate(f"{name} ", (0, 0), xytext=(-14, down), ha="right", **place, **style)
 
 
 def _calibration_points(axes: Axes, name: str, points: Sequence[ReliabilityBin], index: int) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 from safetensors.torch import save
 
+from pathfm.cardfile import SHAPE as CARD
+from pathfm.cardfile import Card
 from pathfm.covariates import Covariates
 from pathfm.embeddings import recipe_sha256
 from pathfm.errors import InputError, ModelError
-from pathfm.files import write_atomically, write_json
+from pathfm.files import sha256_file, write_atomically, write_json
+from pathfm.frozen import Frozen, frozen_sha256
 from pathfm.licences import Licence, licences_in_recipe, licences_of, unknown_licences
 from pathfm.modelheads import REMEDY, damaged, read_heads
 from pathfm.patients import Unit
+from pathfm.reference import Reference, read_reference, write_reference
 from pathfm.tables import first_line, read_document
 from pathfm.targets import Task
 from pathfm.version import __version__
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from pathfm.heads import Head
 
 FORMAT = "pathfm-model"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MOST_HEADS = 256
 """Members of an ensemble: more than any cross-validation has folds and repeats."""
 _TARGETS = [{"name": str, "kind": str}]
@@ -40,8 +44,12 @@ _SHAPE: dict[str, Any] = {
     "recipe": {"backbone?": dict, "joined?": [{"backbone": {"name": str}}]},
     "recipe_sha256": str,
     "licences": [{"backbone": str, "licence": str, "derivatives": str, "page": str}],
-    "training": {"fingerprint": str, "epochs": int, "patients": [str], "slides": {"*": str}},
+    "training": {"fingerprint": str, "epochs": int, "patients": [str], "slides": {"*": str}, "sites": [str]},
     "figures": ({"*": dict}, None),
+    "frozen": ({"*": dict}, None),
+    "card": CARD,
+    "frozen_sha256": (str, None),
+    "reference_sha256": (str, None),
     "weights_sha256": str,
 }
 
@@ -58,8 +66,12 @@ class Model:
         covariates: what of the cohort table the heads read beside the slides, None for nothing.
         recipe: of the embeddings it takes; no others fit.
         training: settings, seed, epochs, fingerprint, n_patients, n_slides, patients (ids), slides (slide_id to the
-            sha256 of the slide); JSON types.
+            sha256 of the slide), sites; JSON types.
         figures: metrics.json of the cross-validation it comes from, by the name of the target; None where there was none.
+        frozen: by the name of the target what was chosen on development predictions, such as the operating point; None
+            where nothing was.
+        reference: the slides that it has seen in numbers, for what resembles them; None where it does not carry them.
+        card: what its makers say of it, such as what it is meant for; nothing where they have not.
         licences: of the backbones whose embeddings it was trained on, which it inherits. Where none is given, what the
             recipe of an older cache says, else "unknown".
     """
@@ -72,6 +84,9 @@ class Model:
     recipe: dict[str, Any]
     training: dict[str, Any]
     figures: dict[str, Any] | None = None
+    frozen: dict[str, Frozen] | None = None
+    reference: Reference | None = field(default=None, compare=False)
+    card: Card = Card()
     licences: tuple[Licence, ...] = ()
 
     def __post_init__(self) -> None:
@@ -109,6 +124,7 @@ def ensemble(models: Sequence[Model]) -> Model:
         "n_patients": len(patients),
         "patients": patients,
         "slides": dict(sorted(slides.items())),
+        "sites": sorted({site for record in records for site in record["sites"]}),
     }
     return Model(
         heads=tuple(head for one in models for head in one.heads),
@@ -123,7 +139,7 @@ def ensemble(models: Sequence[Model]) -> Model:
 
 
 def write_model(folder: Path, model: Model) -> None:
-    """Writes `model.safetensors`, then `model.json`, which holds the digest of the former.
+    """Writes `model.safetensors` and, where there is one, `reference.safetensors`, then `model.json` with the digests of both.
 
     Raises:
         DiskFullError: no space; a model that was there before is then either whole or refused by `read_model`.
@@ -134,8 +150,11 @@ def write_model(folder: Path, model: Model) -> None:
         for name, value in head.state_dict().items()
     }
     weights = save(tensors)
+    digest = hashlib.sha256(weights).hexdigest()
     write_atomically(folder / "model.safetensors", weights)
-    write_json(folder / "model.json", _description(model) | {"weights_sha256": hashlib.sha256(weights).hexdigest()})
+    of_reference = write_reference(folder, model.reference) if model.reference is not None else None
+    described = _description(model) | {"weights_sha256": digest, "reference_sha256": of_reference}
+    write_json(folder / "model.json", described | {"frozen_sha256": _seal(described)})
 
 
 def read_model(folder: Path) -> Model:
@@ -150,6 +169,9 @@ def read_model(folder: Path) -> Model:
     if any(_columns(one) != _columns(task) for one in tasks):
         raise damaged(path, "key 'heads' has other targets than key 'targets'")
     covariates = _covariates(path, described)
+    reference = read_reference(folder, described["reference_sha256"])
+    if reference is not None and reference.embeddings.shape[1] != described["dim"]:
+        raise damaged(path, "key 'reference_sha256' is of embeddings of another width")
     sizes = (described["dim"], task.n_outputs, covariates.width if covariates else 0)
     return Model(
         heads=read_heads(folder, described, sizes),
@@ -160,8 +182,21 @@ def read_model(folder: Path) -> Model:
         recipe=described["recipe"],
         training=described["training"],
         figures=described["figures"],
+        frozen=_frozen(path, task, described["frozen"]),
+        reference=reference,
+        card=Card.of_facts(described["card"]),
         licences=tuple(map(Licence.of_facts, described["licences"])),
     )
+
+
+def same(first: Model, second: Model) -> bool:
+    """Whether two models say the same of themselves; weights are not looked at, for they follow from the rest."""
+    return _description(first) == _description(second) and _rows(first.reference) == _rows(second.reference)
+
+
+def model_sha256(folder: Path) -> str:
+    """Hex digest of model.json, which holds those of the other files: it names this model and no other."""
+    return sha256_file(folder / "model.json")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -201,7 +236,22 @@ def _description(model: Model) -> dict[str, Any]:
         "licences": [one.facts() for one in model.licences],
         "training": model.training,
         "figures": model.figures,
+        "frozen": {name: one.facts() for name, one in model.frozen.items()} if model.frozen else None,
+        "card": model.card.facts(),
     }
+
+
+def _rows(reference: Reference | None) -> tuple[Any, ...] | None:
+    if reference is None:
+        return None
+    arrays = (reference.embeddings, reference.mean_rgb, reference.mpp)
+    texts = (reference.slide_ids, reference.patient_ids, reference.thumbnail_hashes)
+    return *texts, *(array.tobytes() for array in arrays)
+
+
+def _seal(described: dict[str, Any]) -> str | None:
+    """What tells that nobody moved what is frozen."""
+    return frozen_sha256(described["frozen"], described["weights_sha256"]) if described["frozen"] else None
 
 
 def _require_sense(path: Path, described: dict[str, Any]) -> None:
@@ -213,8 +263,16 @@ def _require_sense(path: Path, described: dict[str, Any]) -> None:
         digest = recipe_sha256(described["recipe"])
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"key 'recipe' cannot be hashed ({first_line(error)})") from error
+    try:
+        Card.of_facts(described["card"])
+    except ValueError as error:
+        raise damaged(path, f"key 'card' cannot be read: {first_line(error)}") from error
     if described["recipe_sha256"] != digest:
         raise damaged(path, "key 'recipe_sha256' does not match its recipe")
+    if described["frozen_sha256"] != _seal(described):
+        raise damaged(
+            path, "key 'frozen' is not what was frozen with these weights: an operating point cannot be moved"
+        )
 
 
 def _licences(path: Path, described: dict[str, Any]) -> tuple[Licence, ...]:
@@ -229,6 +287,18 @@ def _task(path: Path, facts: list[dict[str, Any]]) -> Task:
         return Task.of_facts(facts)
     except (ValueError, InputError) as error:
         raise damaged(path, f"key 'targets' cannot be read: {first_line(error)}") from error
+
+
+def _frozen(path: Path, task: Task, facts: dict[str, Any] | None) -> dict[str, Frozen] | None:
+    targets = {target.name: target for target in task.targets}
+    if facts is None:
+        return None
+    if not set(facts) <= set(targets):
+        raise damaged(path, "key 'frozen' names a target that the model has not")
+    try:
+        return {name: Frozen.of_facts(one, targets[name]) for name, one in facts.items()}
+    except ValueError as error:
+        raise damaged(path, f"key 'frozen' cannot be read: {first_line(error)}") from error
 
 
 def _columns(task: Task) -> list[tuple[str, ...]]:

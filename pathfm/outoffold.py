@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from pathfm.labelled import LabelledSlides
     from pathfm.model import Model
     from pathfm.settings import TrainSettings
@@ -148,6 +150,12 @@ def out_of_fold(slides: LabelledSlides, fold_of: pd.Series[int], models: Sequenc
     if len(unplaced):
         parts.append(score_tables(models[0], unplaced, "fold"))
     return {target.name: _in_order(slides, [part[target.name] for part in parts]) for target in slides.task.targets}
+
+
+def mean_embeddings(slides: LabelledSlides) -> dict[str, NDArray[np.float64]]:
+    """Of each bag that can be learned from the mean of its embeddings, float64 (dim,), by slide_id."""
+    bags = slides.bags()
+    return {name: bags.moments(row).mean.cpu().numpy() for row, name in enumerate(slides.usable["slide_id"])}
 
 
 def mean_of_repeats(task: Task, repeats: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,12 +13,17 @@ from pathfm.embeddings import read_embeddings
 from pathfm.errors import InputError, SlidesFailedError
 from pathfm.isolation import Limits
 from pathfm.joined import Files, find_caches, slides_of
-from pathfm.model import Model, read_model
-from pathfm.patients import BETWEEN, bags_of
+from pathfm.model import Model, model_sha256, read_model
+from pathfm.patients import BETWEEN, bags_of, slides_of_bag
 from pathfm.privacy import private_run
 from pathfm.progress import logger
+from pathfm.reference import facts_of_slides
 from pathfm.results import write_results
 from pathfm.scoring import BagScore, score_bag, score_tables
+from pathfm.shift import not_available, shift_of
+from pathfm.shiftblock import shift_block
+from pathfm.stage import read_stage
+from pathfm.train import patient_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +31,13 @@ if TYPE_CHECKING:
     from pathfm.extract import ExtractResult
     from pathfm.failures import Failure
     from pathfm.privacy import Pseudonyms
+    from pathfm.stage import StageStamp
 
 __all__ = ["BagScore", "predict", "score_bag"]
 
 NEW, SEEN = "new", "seen"
+DIGITS = 12
+"""Of a digest, that name a model in a table."""
 
 
 def predict(
@@ -66,7 +74,10 @@ def predict(
         By the name of the target a table with one row a slide, or a patient where the model takes all slides of one as a
         bag: slide_id (of a patient those of its slides with ";" between), patient_id ("" where no table names it), split
         ("new", or "seen" where the model knows the slide or its patient from its training), label (""), predicted, the scores such as
-        prob_<class>, n_tiles, reason ("", "no_tissue", or "no_embeddings" for a slide that failed).
+        prob_<class>, n_tiles, reason ("", "no_tissue", or "no_embeddings" for a slide that failed); what the model's
+        operating point decides, and the possible classes, where these are frozen in it; ood, colour and mpp, the shares of
+        the slides of the training that are nearer to the others than this one, flagged and why, where the model has a
+        reference; stage, which the release gate gave the model, and model, the first digits of the sha256 of model.json.
 
     Raises:
         InputError: neither or both of slides and embeddings, or a table that the model needs is missing.
@@ -91,8 +102,13 @@ def predict(
             files, failed = _files_of(made), made.failed
         rows = _bags(frozen, files, tables)
         _say_seen(frozen, rows)
-        predictions = score_tables(frozen, rows, "split")
-        write_results(out, {name: (table, None) for name, table in predictions.items()})
+        stage = read_stage(model)
+        beside = _beside(frozen, rows, model, stage)
+        predictions = {name: one.assign(**beside) for name, one in score_tables(frozen, rows, "split").items()}
+        write_results(
+            out, {name: (one, None) for name, one in predictions.items()}, patient_tables(predictions, frozen)
+        )
+        logger.warning("%s", stage)
         if failed:
             raise SlidesFailedError(len(failed), len(files), out / "embeddings" / "failures.csv")
         return predictions
@@ -149,6 +165,35 @@ def _bags(model: Model, files: dict[str, Files | None], tables: Sequence[Cohort]
             }
         )
     return pd.DataFrame(rows)
+
+
+def _beside(model: Model, rows: pd.DataFrame, folder: Path, stage: StageStamp) -> dict[str, Any]:
+    """Columns that say how far the bags are from those of the training, and by what they are scored."""
+    bags = {bag: slides_of_bag(bag, model.unit) for bag in rows["slide_id"]}
+    files: dict[str, Files | None] = {}
+    patients: dict[str, str] = {}
+    for names, its, patient in zip(bags.values(), rows["files"], rows["patient_id"], strict=True):
+        files |= zip(names, its or (None,) * len(names), strict=True)
+        patients |= dict.fromkeys(names, patient)
+    said = {"stage": stage.stage, "model": model_sha256(folder)[:DIGITS]}
+    if not_available(model.reference):
+        logger.info("how far the slides are from those of the training is not said: %s", not_available(model.reference))
+        return said
+    slides = facts_of_slides(files, patients)
+    shifts = shift_of(model.reference, slides)
+    new = slides.at([row for row, name in enumerate(slides.slide_ids) if name not in model.training["slides"]])
+    block = shift_block(model.reference, new, shifts[shifts["slide_id"].isin(new.slide_ids)])
+    if block["alarm"]:
+        logger.warning("%s", block["sentence"])
+    shifts = shifts.set_index("slide_id")
+    columns: dict[str, list[Any]] = {name: [] for name in ("ood", "colour", "mpp", "flagged", "why")}
+    for names in bags.values():
+        its = shifts[shifts.index.isin(names)]
+        for name in ("ood", "colour", "mpp"):
+            columns[name].append(its[name].max())
+        columns["flagged"].append("yes" if its["flagged"].any() else "no" if len(its) else "")
+        columns["why"].append("; ".join(filter(None, its["why"])))
+    return columns | said
 
 
 def _say_seen(model: Model, rows: pd.DataFrame) -> None:

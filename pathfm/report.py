@@ -4,33 +4,53 @@ from __future__ import annotations
 
 import io
 import json
-from importlib.resources import files
+from collections import Counter
+from itertools import groupby, zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from pathfm.cohort import read_cohort
 from pathfm.errors import InputError
 from pathfm.figures import data_uri
 from pathfm.files import write_text
+from pathfm.frequencies import frequencies
 from pathfm.licences import restricted
+from pathfm.modelcard import card_of, model_card
+from pathfm.plainly import plain_summary
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.report_data import gather
-from pathfm.report_plots import draw_plots
+from pathfm.report_plots import MOST_CURVES, draw_plots, n_questions, risk_test
 from pathfm.tables import first_line
+from pathfm.tripod import STATUS_WORDS, tripod_table
 from pathfm.version import __version__
-from pathfm.words import control_name, gives, model_facts, notes_on, words_of
+from pathfm.words import (
+    condition,
+    control_name,
+    gives,
+    interval,
+    model_facts,
+    notes_on,
+    number,
+    percent,
+    percent_interval,
+    share,
+    words_of,
+)
 
 if TYPE_CHECKING:
-    from pathfm.metrics import Figure
+    from jinja2 import Template
+
+    from pathfm.cardfile import Card
+    from pathfm.report_data import ReportData
 
 MAX_HEATMAPS = 24
 _PICTURE_PX = 1100
 _JPEG_QUALITY = 80
-_MINUS = "\u2212"
 
 
 def report(
@@ -41,6 +61,7 @@ def report(
     heatmaps: Path | None = None,
     failures: Path | None = None,
     model: Path | None = None,
+    card: Path | None = None,
     credit: str | None = None,
     target: str | None = None,
     pseudonymise: Path | None = None,
@@ -55,6 +76,8 @@ def report(
         heatmaps: the folder that heatmap wrote; at most 24 slides are shown, wrong ones first.
         failures: failures.csv; where not given, those beside the embeddings.
         model: the directory of the final model, for its digest and training.
+        card: a YAML file of what only people can state: intended_use, limits, contact and others, see docs/report.md; where
+            not given, what the model carries.
         credit: a column of the cohort table that says whom to credit for the slides; its values are shown.
         target: which target the report is on, where several were learned together.
         pseudonymise: the key file that the other commands were given; ids are then keyed hashes.
@@ -75,48 +98,89 @@ def report(
     made_with = [crossval, *embeddings, heatmaps, failures.parent if failures else None, model]
     with private_run(pseudonymise, None, made_with, cohort=cohort) as names:
         data = gather(crossval, embeddings, read_cohort(cohort, names), heatmaps, failures, model, credit, target)
-        shown = [row for row in data.heatmaps if row["overlay"]][:MAX_HEATMAPS]
-        html = _template().render(
-            data=data,
-            metrics=data.metrics,
-            plots=draw_plots(data.predictions, data.target, data.metrics),
-            heatmaps=[row | _pictures(data.heatmap_folder, row) for row in shown],
-            n_hidden_heatmaps=sum(bool(row["overlay"]) for row in data.heatmaps) - len(shown),
-            not_drawn=[row for row in data.heatmaps if not row["overlay"]],
-            restricted=restricted(data.licences),
-            gives=gives(data.target),
-            notes=notes_on(data.target),
-            model_facts=model_facts(data.model) if data.model else [],
-            version=__version__,
-        )
+        html = _template().render(_shown(data, card_of(card, data.model)))
         write_text(out, html)
         logger.info("report: %s", out)
         return out
 
 
-def _template() -> Any:
+def _shown(data: ReportData, card: Card) -> dict[str, Any]:
+    """Everything that the templates name."""
+    metrics, target = data.metrics, data.target
+    plots = draw_plots(data.predictions, target, metrics)
+    examples = _examples(data.heatmaps)
+    items = tripod_table(data, card.tripod, card.texts)
+    tally = Counter(answer.status for _, answer in items)
+    return {
+        "data": data,
+        "metrics": metrics,
+        "target": target,
+        "classes": target.groups,
+        "main": metrics["figures"][0],
+        "whole": metrics["unit"] == "patient",
+        "verdict": metrics["confounded"]["verdict"],
+        "plain": plain_summary(target, metrics, data.stage),
+        "contents": _contents(metrics, plots, maps=bool(data.heatmaps)),
+        "plots": plots,
+        "most_curves": MOST_CURVES,
+        "hidden_curves": max(0, n_questions(target, metrics) - MOST_CURVES),
+        "risks": risk_test(data.predictions, target),
+        "heatmaps": [row | _pictures(data.heatmap_folder, row) for row in examples],
+        "n_hidden_heatmaps": sum(bool(row["overlay"]) for row in data.heatmaps) - len(examples),
+        "not_drawn": [row for row in data.heatmaps if not row["overlay"]],
+        "restricted": restricted(data.licences),
+        "gives": gives(target),
+        "notes": notes_on(target),
+        "model_facts": model_facts(data.model) if data.model else [],
+        "card": model_card(data, card),
+        "tripod": items,
+        "tally": f"Of {len(items)} parts: {', '.join(f'{tally[one]} {said}' for one, said in STATUS_WORDS.items() if tally[one])}.",
+        "status_words": STATUS_WORDS,
+        "version": __version__,
+    }
+
+
+def _template() -> Template:
     # escaping is on for every value: a slide may be called <script>
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": interval, "number": number, "pretty": _pretty}
-    environment.globals |= {"words": words_of, "control_name": control_name}
-    return environment.from_string(files("pathfm").joinpath("report.html.j2").read_text(encoding="utf-8"))
-
-
-def interval(figure: Figure | None) -> str:
-    """A figure in words, always with its interval: "0.93 (0.71 to 1.00)"."""
-    if figure is None or figure["value"] is None:
-        return "not available"
-    value, low, high = (number(figure["value"]), number(figure["low"]), number(figure["high"]))
-    return f"{value} ({low} to {high})"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number with a true minus sign, "" for none."""
-    return "" if value is None else f"{value:.{digits}f}".replace("-", _MINUS)
+    environment = Environment(
+        loader=PackageLoader("pathfm"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    shown = {"interval": interval, "number": number, "percent": percent, "percent_interval": percent_interval}
+    environment.filters |= {**shown, "share": share, "pretty": _pretty}
+    environment.globals |= {"words": words_of, "control_name": control_name, "condition": condition}
+    environment.globals["frequencies"] = frequencies
+    return environment.get_template("report.html.j2")
 
 
 def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def _contents(metrics: dict[str, Any], plots: dict[str, str], *, maps: bool) -> list[tuple[str, str]]:
+    """Anchor and title of the sections that are there."""
+    sections = (
+        ("figures", "How good it is", True),
+        ("point", "Operating point", metrics["operating_points"] or "roc" in plots),
+        ("screening", "Any cancer, and which", metrics["screening"]),
+        ("abstention", "Abstention", metrics["conformal"]),
+        ("controls", "Something else than disease?", True),
+        ("subgroups", "Subgroups", metrics["subgroups"]),
+        ("shift", "Shift", metrics["shift"]),
+        ("attention", "Where it looked", maps),
+        ("cohort", "Cohort", True),
+        ("making", "How it was made", True),
+        ("card", "Model card", True),
+        ("tripod", "TRIPOD+AI", True),
+    )
+    return [(anchor, title) for anchor, title, there in sections if there]
+
+
+def _examples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Heatmaps to show: of those that are wrong, unlabelled and right by turns, as many as there is room for."""
+    drawn = [row for row in rows if row["overlay"]]
+    kinds = [list(group) for _, group in groupby(drawn, key=itemgetter("order"))]
+    by_turns = [row for turn in zip_longest(*kinds) for row in turn if row is not None]
+    return sorted(by_turns[:MAX_HEATMAPS], key=itemgetter("order"))
 
 
 def _pictures(folder: Path | None, row: dict[str, Any]) -> dict[str, str]:

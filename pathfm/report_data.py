@@ -1,4 +1,4 @@
-"""What a report says, gathered from the files that the other commands wrote; the words and the look are in report.html.j2."""
+"""What a report says, gathered from the files that the other commands wrote; the words and the look are in templates/."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pathfm.proven import name_some
 from pathfm.report_cohort import cohort_facts, credits_of, truth_of
 from pathfm.results import find_results, read_metrics, read_predictions, target_of
 from pathfm.scoring import require_slide
+from pathfm.stage import StageStamp, read_stage
 from pathfm.tables import read_table
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _HELD_OUT = ("test", "external")
 _REMEDY = "pass --crossval a folder that pathfm crossval wrote, or run it again"
 _HEATMAP_COLUMNS = ("slide_id", "target", "overlay", "gallery", "origin", "predicted", "label", "top_attention", "why")
 _MAX_ROWS = 500
+_UNKNOWN_STAGE = StageStamp("development", ("no model was handed to this report (--model)",), "", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class ReportData:
         recipe: of the embeddings.
         versions: of the libraries at the time of extraction.
         model: model.json of the final model, or None.
+        stage: what it may be used for; a model that is not at hand is in development.
         licences: of the backbones, each as a model or an embeddings file says it.
     """
 
@@ -80,6 +83,7 @@ class ReportData:
     recipe: dict[str, Any]
     versions: dict[str, str]
     model: dict[str, Any] | None
+    stage: StageStamp
     licences: tuple[Licence, ...]
 
 
@@ -135,6 +139,7 @@ def gather(
         recipe=recipe,
         versions=next((one.versions for _, one in mine.values()), {}),
         model=final,
+        stage=read_stage(model) if model else _UNKNOWN_STAGE,
         licences=_licences((final, scorer), [one for _, one in mine.values()]),
     )
 
@@ -282,7 +287,8 @@ def _heatmap_rows(folder: Path, target: Target) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
     for row in rows:
         row["mark"] = _mark(row["label"], row["predicted"], target)
-    return sorted(rows, key=lambda row: order[row["mark"]])
+        row["order"] = order[row["mark"]]
+    return sorted(rows, key=lambda row: int(row["order"]))
 
 
 def _unusable(metrics: Mapping[str, Any], failures: pd.DataFrame | None) -> list[dict[str, str]]:

@@ -1,28 +1,52 @@
-"""The plots of a report, by what is predicted: curves of probabilities, or numbers over the true ones."""
+"""The plots of a report, by what is predicted: curves of probabilities, survival by risk, or numbers over the true ones."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pathfm.cohortfigures import by_patient, scored_slides
-from pathfm.curves import reliability, roc_band
-from pathfm.figures import data_uri, draw_calibration, draw_forest, draw_predicted, draw_roc, draw_scores, svg_bytes
-from pathfm.words import control_name, words_of
+from pathfm.curves import precision_recall_band, reliability, roc_band
+from pathfm.decisions import Outcome, Screening, asked, outcomes_of
+from pathfm.figures import (
+    data_uri,
+    draw_calibration,
+    draw_forest,
+    draw_net_benefit,
+    draw_precision_recall,
+    draw_predicted,
+    draw_roc,
+    draw_scores,
+    draw_survival,
+    svg_bytes,
+)
+from pathfm.netbenefit import net_benefit
+from pathfm.survivalcurves import kaplan_meier, log_rank
+from pathfm.words import condition, control_name, words_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from matplotlib.figure import Figure as Drawing
+    from numpy.typing import NDArray
 
     from pathfm.metrics import Figure, Scored
     from pathfm.targets import Target
-    from pathfm.targets.target import Outcomes
+
+MOST_CURVES = 6
+"""Questions whose curves are drawn into one plot; the most frequent, where there are more."""
+_MOST_GROUPS = 40
+_RISKS = ("lower risk", "higher risk")
 
 
 def draw_plots(predictions: pd.DataFrame, target: Target, metrics: dict[str, Any]) -> dict[str, str]:
     """The plots of a target as data addresses, by name; none where the main figure could not be computed.
 
-    Probabilities have a ROC curve, calibration, and scores by what is true; a number is drawn over the true one; a risk
-    has no plot yet. Beside the controls all have their main figure.
+    Of a yes/no question with probabilities: roc, precision_recall, calibration, net_benefit and scores; of a screening by a
+    score that is no probability without calibration and net_benefit; of a number `predicted`; of a risk `survival`. Of
+    all `forest`, the controls beside the model, and with subgroups `subgroups`.
 
     Args:
         predictions: a predictions table, of held-out rows.
@@ -33,46 +57,121 @@ def draw_plots(predictions: pd.DataFrame, target: Target, metrics: dict[str, Any
     if not metrics["patient"] or metrics["patient"][main]["value"] is None:
         return {}
     patients = by_patient(scored_slides(predictions, target), target)
-    outcomes = target.outcomes(patients.truth, patients.scores)
-    drawings = {"forest": _forest(metrics, main, target.chance)}
+    drawings = {"forest": _controls(metrics, main, target.chance), **_subgroups(metrics, main, target.chance)}
+    outcomes = _asked(target, metrics, patients)
     if outcomes:
-        named = {f"{target.name} {name}": outcome for name, outcome in outcomes.items()}
-        bands = {name: roc_band(*outcome, patients) for name, outcome in named.items()}
-        drawings |= {
-            "roc": draw_roc({name: band for name, band in bands.items() if band}),
-            "calibration": draw_calibration({name: reliability(*outcome) for name, outcome in named.items()}),
-            "scores": _scores(patients, target, outcomes),
-        }
+        drawings |= _curves(outcomes, patients, target, metrics) | {"scores": _scores(outcomes, patients, target)}
     elif target.kind == "regression":
         true, predicted = patients.truth[:, 0].astype(float), patients.scores[:, 0]
         drawings["predicted"] = draw_predicted(true, predicted, target.name)
+    elif target.kind in ("cox", "hazards"):
+        drawings |= _survival(patients, target)
     return {name: data_uri(svg_bytes(drawing), "image/svg+xml") for name, drawing in drawings.items()}
 
 
-def _scores(patients: Scored, target: Target, outcomes: Outcomes) -> Drawing:
-    """Of two classes the probability of the positive one, of more that of the true one, of each label that of having it."""
-    if target.width > 1:
-        rows = {
-            f"{target.name} {name}: {said}": probability[positive == has]
-            for name, (positive, probability) in outcomes.items()
-            for said, has in (("yes", True), ("no", False))
-        }
-        return draw_scores(rows, "probability of the label, one mark a patient")
-    groups, codes = target.groups, patients.truth[:, 0]
-    columns = [1, 1] if len(groups) == 2 else range(len(groups))
-    rows = {
-        f"{target.name} {group}": patients.scores[codes == code, column]
-        for code, (group, column) in enumerate(zip(groups, columns, strict=True))
-    }
-    what = f"{target.name} {groups[1]}" if len(groups) == 2 else "the true class"
-    return draw_scores(rows, f"probability of {what}, one mark a patient")
-
-
-def _forest(metrics: dict[str, Any], main: str, chance: float) -> Drawing:
-    rows: list[tuple[str, Figure]] = [("the model", metrics["patient"][main])]
-    rows += [
-        (f"{control_name(name)} alone", block[main])
-        for name, block in metrics["controls"].items()
-        if block["available"]
+def risk_test(predictions: pd.DataFrame, target: Target) -> dict[str, Any] | None:
+    """The log-rank test between the halves of lower and higher risk: p, and patients and events of each; None of others."""
+    if target.kind not in ("cox", "hazards"):
+        return None
+    patients = by_patient(scored_slides(predictions, target), target)
+    time, event, group = _risk_groups(patients)
+    rows = [
+        {"name": name, "n": int((group == at).sum()), "events": int(event[group == at].sum())}
+        for at, name in enumerate(_RISKS)
     ]
+    return {"p": log_rank(time, event, group), "groups": rows}
+
+
+def n_questions(target: Target, metrics: Mapping[str, Any]) -> int:
+    """How many yes/no questions the scores answer, of which `MOST_CURVES` are drawn."""
+    return len(asked(target, _screening(metrics)))
+
+
+def _screening(metrics: Mapping[str, Any]) -> Screening | None:
+    block = metrics["screening"]
+    rare = tuple(row["name"] for row in block["types"] if row["stratum"] == "rare") if block else ()
+    return Screening(block["negative"], rare) if block else None
+
+
+def _asked(target: Target, metrics: Mapping[str, Any], patients: Scored) -> list[Outcome]:
+    """The questions whose curves are drawn."""
+    outcomes = outcomes_of(target, _screening(metrics), patients)
+    frequent = {one.name for one in sorted(outcomes, key=lambda one: -int(one.positive.sum()))[:MOST_CURVES]}
+    return [one for one in outcomes if one.name in frequent]
+
+
+def _curves(
+    outcomes: list[Outcome], patients: Scored, target: Target, metrics: Mapping[str, Any]
+) -> dict[str, Drawing]:
+    named = {condition(target, one.name): (one.positive, one.score) for one in outcomes}
+    bands = {name: roc_band(*one, patients) for name, one in named.items()}
+    precise = {name: precision_recall_band(*one, patients) for name, one in named.items()}
+    drawings = {
+        "roc": draw_roc({name: band for name, band in bands.items() if band}),
+        "precision_recall": draw_precision_recall({name: band for name, band in precise.items() if band}),
+    }
+    if metrics["screening"] and target.kind == "multilabel":  # the largest of several probabilities is none
+        return drawings
+    # at the share of this cohort: the probabilities hold for it, and not for a stated prevalence
+    worth = {name: net_benefit(*one, patients) for name, one in named.items()}
+    return drawings | {
+        "calibration": draw_calibration({name: reliability(*one) for name, one in named.items()}),
+        "net_benefit": draw_net_benefit({name: curve for name, curve in worth.items() if curve}),
+    }
+
+
+def _scores(outcomes: list[Outcome], patients: Scored, target: Target) -> Drawing:
+    """Of one question its score in both groups, of several classes the probability of the true one, of labels of each."""
+    if len(outcomes) > 1 and target.width == 1:
+        codes = patients.truth[:, 0]
+        of_class = {
+            f"{target.name} {name}": patients.scores[codes == code, code] for code, name in enumerate(target.groups)
+        }
+        return draw_scores(of_class, "probability of the true class, one mark a patient")
+    rows = {
+        f"{'' if has else 'not '}{condition(target, one.name)}": one.score[one.positive == has]
+        for one in outcomes
+        for has in (True, False)
+    }
+    what = condition(target, outcomes[0].name) if len(outcomes) == 1 else "it"
+    return draw_scores(rows, f"score for {what}, one mark a patient")
+
+
+def _controls(metrics: Mapping[str, Any], main: str, chance: float) -> Drawing:
+    rows: list[tuple[str, Figure]] = [("the model", metrics["patient"][main])]
+    rows += [(control_name(name), block[main]) for name, block in metrics["controls"].items() if block["available"]]
     return draw_forest(rows, chance, f"patient-level {words_of(main).name} (95 % interval)")
+
+
+def _subgroups(metrics: Mapping[str, Any], main: str, chance: float) -> dict[str, Drawing]:
+    """The main figure of every group that has one, below that of all patients."""
+    block = metrics["subgroups"]
+    rows: list[tuple[str, Figure]] = [
+        (f"{column} {row['value']} (n = {row['n']})", row["figure"])
+        for column, groups in (block["columns"] if block else {}).items()
+        for row in groups["rows"]
+        if row["figure"]["value"] is not None
+    ]
+    whole = metrics["screening"]["any"]["auroc"] if metrics["screening"] else metrics["patient"][main]
+    everybody: tuple[str, Figure] = (f"all patients (n = {metrics['patient']['n']})", whole)
+    label = f"patient-level {words_of(block['figure'] if block else main).name} (95 % interval)"
+    return {"subgroups": draw_forest([everybody, *rows[:_MOST_GROUPS]], chance, label)} if rows else {}
+
+
+def _survival(patients: Scored, target: Target) -> dict[str, Drawing]:
+    time, event, group = _risk_groups(patients)
+    curves = {
+        f"{name} (n = {int((group == at).sum())})": kaplan_meier(time[group == at], event[group == at])
+        for at, name in enumerate(_RISKS)
+    }
+    drawn = {name: curve for name, curve in curves.items() if curve}
+    return {"survival": draw_survival(drawn, target.columns[0])} if drawn else {}
+
+
+def _risk_groups(patients: Scored) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Time, event, and whether the risk is above the median of the patients of the fold: risks of two models do not compare."""
+    group = np.zeros(len(patients.truth), dtype=np.int64)
+    for fold in np.unique(patients.scores[:, 1]):
+        rows = patients.scores[:, 1] == fold
+        group[rows] = patients.scores[rows, 0] > np.median(patients.scores[rows, 0])
+    return patients.truth[:, 0].astype(np.float64), patients.truth[:, 1] == 1, group

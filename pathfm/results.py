@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
+from pathfm.calibrationblock import SHAPE as CALIBRATION
 from pathfm.cohortfigures import cohort_figures, is_scored
+from pathfm.conformal import SHAPE as CONFORMAL
 from pathfm.errors import InputError, UnknownNameError
 from pathfm.files import write_json, write_text
+from pathfm.freezing import SHAPE as OPERATING_POINTS
+from pathfm.leakage import SHAPE as LEAKAGE
+from pathfm.ledger import SHAPE as LEDGER
 from pathfm.patients import Unit, n_slides_of
+from pathfm.screening import SHAPE as SCREENING
+from pathfm.shiftblock import SHAPE as SHIFT
+from pathfm.subgroups import SHAPE as SUBGROUPS
 from pathfm.tables import first_line, misfit, read_document, read_table
 from pathfm.targets import Task
 from pathfm.targets.target import folder_name
@@ -22,8 +30,21 @@ if TYPE_CHECKING:
     from pathfm.labelled import LeftOut
     from pathfm.targets import Target
 
-_FORMAT, _FORMAT_VERSION = "pathfm-metrics", 2
-_RESULTS = ("predictions.csv", "metrics.json", "repeats.csv")
+_FORMAT, _FORMAT_VERSION = "pathfm-metrics", 3
+_RESULTS = ("predictions.csv", "patients.csv", "metrics.json", "repeats.csv")
+BLOCKS = {
+    "prevalence": float,
+    "calibration": CALIBRATION,
+    "operating_points": OPERATING_POINTS,
+    "screening": SCREENING,
+    "subgroups": SUBGROUPS,
+    "conformal": CONFORMAL,
+    "shift": SHIFT,
+    "leakage": LEAKAGE,
+    "ledger": LEDGER,
+    "model_sha256": str,
+}
+"""What metrics.json holds beside the figures, each null where it is not known, and its shape."""
 _NUMBER = (float, None)
 _FIGURE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
 _FOLD = dict.fromkeys(("fold", "n_train_patients", "n_stop_patients", "n_scored_patients", "epochs"), int)
@@ -42,6 +63,7 @@ _SHAPE = {
     "confounded": {"verdict": str, "controls": [str]},
     "folds": [_FOLD | {"stopped_early": bool}],
     "warnings": [str],
+    **{name: (shape, None) for name, shape in BLOCKS.items()},
     "lesion?": ({"attention_auroc": (_FIGURE, float, None)}, None),
 }
 
@@ -51,7 +73,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def write_results(out: Path, results: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any] | None]]) -> None:
+def write_results(
+    out: Path,
+    results: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any] | None]],
+    patients: Mapping[str, pd.DataFrame] | None = None,
+) -> None:
     """Writes predictions.csv and metrics.json: of one target into a folder, of several each into a folder of its own in it.
 
     What an earlier run left in their places goes first, with the results of targets that are none of these, so that
@@ -60,6 +86,7 @@ def write_results(out: Path, results: Mapping[str, tuple[pd.DataFrame, Mapping[s
     Args:
         out: the folder.
         results: by the name of the target its predictions and its figures; None where there are no labels.
+        patients: by the name of the target what is decided of patients, for patients.csv.
     """
     for folder in (out, *_folders_of_targets(out).values()):
         for name in _RESULTS:
@@ -69,6 +96,8 @@ def write_results(out: Path, results: Mapping[str, tuple[pd.DataFrame, Mapping[s
     for name, (predictions, metrics) in results.items():
         folder = out if len(results) == 1 else out / folder_name(name)
         write_table(folder / "predictions.csv", predictions)
+        if patients and name in patients:
+            write_table(folder / "patients.csv", patients[name])
         if metrics is not None:
             write_json(folder / "metrics.json", dict(metrics))
 
@@ -157,6 +186,7 @@ def metrics_document(
     protocol: str,
     left_out: Sequence[LeftOut],
     controls: Mapping[str, Any],
+    blocks: Mapping[str, Any] | None = None,
     folds: Sequence[Mapping[str, Any]] = (),
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -169,6 +199,7 @@ def metrics_document(
         protocol: how the bags were held out, in words.
         left_out: slides of the cohort that were not used, with the reason.
         controls: the blocks "controls" and "confounded".
+        blocks: what of `BLOCKS` is known, by name.
         folds: what each fold was fitted on.
         warnings: come before those of the figures.
     """
@@ -191,6 +222,8 @@ def metrics_document(
         "patient": figures["patient"],
         "interval": figures["interval"],
         **controls,
+        **dict.fromkeys(BLOCKS),
+        **(blocks or {}),
         "folds": list(folds),
         "warnings": [*warnings, *figures["warnings"]],
     }
@@ -201,7 +234,7 @@ def no_controls(why: str) -> dict[str, Any]:
     absent = {"available": False, "why": why}
     sentence = f"Confounding was not tested: {why}."
     return {
-        "controls": {"mean_colour": absent, "site": absent},
+        "controls": {"mean_colour": absent, "site": absent, "permuted_labels": absent},
         "confounded": {"verdict": "not tested", "controls": [], "sentence": sentence},
     }
 
@@ -215,11 +248,36 @@ def summary(metrics: Mapping[str, Any]) -> str:
         if block:
             figures = ", ".join(f"{figure.replace('_', ' ')} {_text(block[figure])}" for figure in metrics["figures"])
             lines.append(f"by {unit}: {figures}")
+    lines += _at_points(metrics["operating_points"])
     lines.append(metrics["confounded"]["sentence"])
+    lines += [metrics["shift"]["sentence"]] if metrics["shift"] else []
+    lines += [_looks(metrics["ledger"])] if metrics["ledger"] else []
     lines += [f"warning: {warning}" for warning in metrics["warnings"]]
     if metrics["left_out"]:
         lines.append(f"left out: {len(metrics['left_out'])} slides, see metrics.json")
     return "\n".join(lines)
+
+
+def _at_points(block: Mapping[str, Any] | None) -> list[str]:
+    """What the operating point comes to, a line an outcome, and what has to be said of it."""
+    if not block:
+        return []
+    lines = []
+    for name, levels in block["outcomes"].items():
+        point = levels["patient"] or levels["slide"]
+        by = "patient" if levels["patient"] else "slide"
+        shares = ", ".join(f"{what} {_share(point[what])}" for what in ("sensitivity", "specificity"))
+        lines.append(f"at {block['rule']}, {name} by {by}: {shares}")
+    return [*lines, *(f"note: {note}" for note in block["notes"])]
+
+
+def _share(one: Mapping[str, Any]) -> str:
+    return f"{one['k']} of {one['n']}, {_text(one)}"
+
+
+def _looks(ledger: Mapping[str, Any]) -> str:
+    times, models = ("once" if ledger["looks"] == 1 else f"{ledger['looks']} times"), ledger["models"]
+    return f"this test set ({ledger['test_set']}) has been looked at {times}, with {models} model{'s' * (models > 1)}"
 
 
 def _misfit_of_figures(metrics: Mapping[str, Any]) -> str:

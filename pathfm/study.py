@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from pathfm.appraisal import Asked, require_asked
 from pathfm.backbones import find_backbone
+from pathfm.cardfile import Card, read_card
+from pathfm.claims import Claims
 from pathfm.cohort import read_cohort
-from pathfm.crossval import crossval, hand_on, refit, require_repeats
+from pathfm.crossval import crossval, require_repeats
 from pathfm.datamodule import batch_size as bags_a_step
 from pathfm.errors import CohortError, SlidesFailedError
 from pathfm.extract import extract_slides, plan_extraction
 from pathfm.failures import Failure, write_failures
 from pathfm.folds import Split, assign_folds, strata_of
+from pathfm.handon import hand_on, refit
 from pathfm.heads import build_head
 from pathfm.heatmap import heatmap
 from pathfm.isolation import Limits
@@ -82,6 +86,8 @@ def run(
     repeats: int = 1,
     final: Literal["refit", "ensemble"] = "refit",
     training: TrainSettings = TrainSettings(),
+    operating_point: str | None = None,
+    claims: Claims = Claims(),
     top_tiles: int = 8,
     device: str = "auto",
     precision: Precision | None = None,
@@ -92,6 +98,7 @@ def run(
     digest: DigestKind = "sha256",
     max_failed_share: float = 0.005,
     limits: Limits = Limits(),
+    card: Path | None = None,
     credit: str | None = None,
     require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
@@ -120,6 +127,9 @@ def run(
         final: the model to hand on: refit on all labelled slides for the median of the folds' epochs, or the ensemble of
             the folds' models.
         training: how the head is trained.
+        operating_point: how the threshold is chosen that is frozen into the model: specificity>=0.95, sensitivity>=0.9,
+            cost:10/1 or youden, as of crossval.
+        claims: what else is chosen and frozen, and shown beside the figures.
         top_tiles: number of tiles in the gallery of a heatmap.
         device: where tiles are embedded: auto, cpu, cuda, cuda:1, mps.
         precision: of the backbone's matrix products, as of extract.
@@ -130,6 +140,8 @@ def run(
         digest: what a slide is known by: sha256, or quick, as of extract.
         max_failed_share: a slide is refused where more of its tiles than this cannot be read.
         limits: what a process that reads may take.
+        card: a YAML file of what you say of the model, such as its intended use and contact (docs/report.md); it goes into
+            the model and the report.
         credit: a column of the cohort table that says whom to credit for the slides; the report shows its values.
         require_license: permissive refuses, before anything is extracted, a backbone that restricts what is trained on
             its embeddings, or does not say.
@@ -147,6 +159,8 @@ def run(
         table = read_cohort(cohort, names)
         folding = Folding(folds, split, repeats)
         task = _require_plan(table, label, folding, unit, head, training, covariates or [])
+        require_asked(task.targets, Asked(operating_point, claims))
+        said = read_card(card) if card else Card()
         sources = find_slides([cohort], mpp_override, names)
         with log_to(out / "pathfm.log"):
             reading = (workers, reader, digest, max_failed_share, limits)
@@ -156,13 +170,13 @@ def run(
             write_failures(out / "failures.csv", [*extracted.failed, *extracted.empty])
             _require_some(table, len(sources), extracted.failed)
             folders = list(extracted.folders)
-            more = (split, repeats, training, require_license, key)
+            more = (split, repeats, training, operating_point, claims, require_license, key)
             result = crossval(cohort, folders, label, out / "crossval", folds, head, unit, covariates, *more)
             if final == "refit":
-                again = (head, unit, covariates, training, result.metrics, key)
+                again = (head, unit, covariates, training, result.metrics, result.frozen, claims, said, key)
                 refit(cohort, folders, label, out / "model", result.epochs, *again)
             else:
-                hand_on(result.model, out / "model")
+                hand_on(replace(result.model, card=said), out / "model")
             undrawn = None
             for target in task.targets:
                 undrawn = _draw(cohort, folders, out, _several(task, target), top_tiles, limits, key) or undrawn

@@ -7,26 +7,34 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import TYPE_CHECKING, Any, Literal
 
+from pathfm.appraisal import Asked, appraise, asked_of, require_asked, say_frozen
+from pathfm.claims import Claims
 from pathfm.cohort import read_cohort
-from pathfm.errors import ModelError
+from pathfm.errors import InputError, ModelError
 from pathfm.fit import Fit, Rows, fingerprint
+from pathfm.freezing import freeze
+from pathfm.frozen import Frozen, patient_table
 from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
+from pathfm.leakage import require_no_leak
 from pathfm.licences import require_permissive, warn_of_restrictions
-from pathfm.model import Model, read_model, write_model
+from pathfm.model import Model, read_model, same, write_model
 from pathfm.patients import Unit, slides_of_bag
 from pathfm.privacy import private_run
 from pathfm.progress import logger
+from pathfm.reference import reference_of
 from pathfm.results import metrics_document, no_controls, summary, write_results
 from pathfm.scoring import score_tables
 from pathfm.settings import TrainSettings
 from pathfm.splits import split_of
+from pathfm.subgroups import subgroup_columns
 from pathfm.together import Job, fit_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
+    from pathfm.reference import Reference
     from pathfm.targets import Target
 
 NO_SPLIT = "no_split"
@@ -61,6 +69,8 @@ def train(
     unit: Unit = "slide",
     covariates: list[str] | None = None,
     training: TrainSettings = TrainSettings(),
+    operating_point: str | None = None,
+    claims: Claims = Claims(),
     require_license: Literal["permissive"] | None = None,
     pseudonymise: Path | None = None,
 ) -> Trained:
@@ -82,6 +92,10 @@ def train(
         covariates: columns of the table that the head reads beside the slides, such as age and sex: numbers, or up to 32
             categories; empty cells count as not known.
         training: how the head is trained.
+        operating_point: how the threshold is chosen, on the val rows, that is frozen into the model: specificity>=0.95,
+            sensitivity>=0.9, cost:10/1 (what a missed one costs to what a false alarm does) or youden. Without a column
+            split the rows that decide when to stop serve; more patients, all of them, serve in crossval.
+        claims: what else is chosen and frozen, and shown beside the figures.
         require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
 
@@ -92,15 +106,26 @@ def train(
     """
     with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
         table = read_cohort(cohort, names)
-        slides = labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ())
+        slides = asked_of(labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ()), claims)
         heed_licences(slides, require_license)
         split = split_of(slides, training)
+        asked = Asked(operating_point, claims, subgroup_columns(table, claims.subgroups))
+        able = require_asked(slides.task.targets, asked)
+        reference = reference_of(slides, split != "")
+        leakage = require_no_leak(slides, [_sides(split)], reference)
         rows = Rows(slides.rows(split == "train"), slides.rows(split == "val"))
         (model,) = fit_models(slides, [Job(rows, training, out, f"train {label}")], head)
-        predictions = score_tables(model, slides.table.assign(split=split)[split != ""], "split")
+        placed = slides.table.assign(split=split)[split != ""]
+        frozen = _frozen(model, placed[placed["split"] == "val"], asked, able)
+        model = replace(model, frozen=frozen or None, reference=_seen(reference, model))
+        predictions = score_tables(model, placed, "split")
         targets = {target.name: target for target in model.task.targets}
-        metrics = {name: _metrics(slides, targets[name], split, one) for name, one in predictions.items()}
-        write_results(out, {name: (one, metrics[name]) for name, one in predictions.items()})
+        metrics = {
+            name: _metrics(slides, targets[name], split, one, asked, frozen.get(name)) | {"leakage": leakage}
+            for name, one in predictions.items()
+        }
+        results = {name: (one, metrics[name]) for name, one in predictions.items()}
+        write_results(out, results, patient_tables(predictions, model))
         held_out = any(one["patient"] for one in metrics.values())
         write_model(out, replace(model, figures=metrics if held_out else None))
         return Trained(out, model, predictions, metrics)
@@ -154,8 +179,52 @@ def heed_licences(slides: LabelledSlides, require_license: Literal["permissive"]
     warn_of_restrictions(slides.licences)
 
 
+def patient_tables(predictions: Mapping[str, pd.DataFrame], model: Model) -> dict[str, pd.DataFrame]:
+    """Of each target of which something is frozen what is decided of patients, where a bag is not one already."""
+    frozen = (model.frozen or {}) if model.unit == "slide" else {}
+    targets = {target.name: target for target in model.task.targets}
+    return {name: patient_table(predictions[name], targets[name], one) for name, one in frozen.items()}
+
+
+def _seen(reference: Reference, model: Model) -> Reference:
+    """Those of the slides that the model has seen."""
+    return reference.at([row for row, name in enumerate(reference.slide_ids) if name in model.training["slides"]])
+
+
+def _sides(split: pd.Series[str]) -> pd.Series[str]:
+    """Rows to stop on have been seen like those to learn from."""
+    return split.replace({"val": "train"})
+
+
+def _frozen(model: Model, rows: pd.DataFrame, asked: Asked, able: Sequence[Target]) -> dict[str, Frozen]:
+    """What is chosen on the rows that only decided when to stop.
+
+    Raises:
+        InputError: none.
+    """
+    if not able:
+        return {}
+    if not len(rows):
+        message = (
+            "--operating-point and --claims need patients whom the model did not learn from, and there are none to spare;"
+            " run pathfm crossval, or fill val in the column split"
+        )
+        raise InputError(message)
+    tables, where = score_tables(model, rows, "split"), "predictions of the val rows, which also decided when to stop"
+    frozen = {
+        target.name: freeze(tables[target.name], target, model.unit, asked.rule, asked.claims, where) for target in able
+    }
+    say_frozen(frozen)
+    return frozen
+
+
 def _metrics(
-    slides: LabelledSlides, target: Target, split: pd.Series[str], predictions: pd.DataFrame
+    slides: LabelledSlides,
+    target: Target,
+    split: pd.Series[str],
+    predictions: pd.DataFrame,
+    asked: Asked,
+    frozen: Frozen | None,
 ) -> dict[str, Any]:
     held_out = predictions[predictions["split"] == "test"]
     unseen = len(held_out) > 0
@@ -169,6 +238,7 @@ def _metrics(
         protocol="held-out test rows of the cohort's split" if unseen else "none held out",
         left_out=[*slides.left_out, *(LeftOut(name, NO_SPLIT) for name in names)],
         controls=no_controls("the controls need cross-validation"),
+        blocks=appraise(held_out, target, slides.unit, asked, frozen),
         warnings=[] if unseen else [warning],
     )
 
@@ -202,8 +272,8 @@ def _written(slides: LabelledSlides, job: Job, fitted: Fit, wanted: str, done: M
         licences=slides.licences,
         training=_record(slides, job, fitted) | {"fingerprint": wanted},
     )
-    if done is not None and replace(done, figures=None) == model:
-        return done
+    if done is not None and same(replace(done, figures=None, frozen=None, reference=None), model):
+        return model
     write_model(job.folder, model)
     return model
 
@@ -226,5 +296,6 @@ def _record(slides: LabelledSlides, job: Job, fitted: Fit) -> dict[str, Any]:
         "n_patients": int(seen["patient_id"].nunique()),
         "n_stop_patients": int(stopping["patient_id"].nunique()),
         "patients": sorted(set(seen["patient_id"])),
+        "sites": sorted({site for sites in seen["sites"] for site in sites if site}),
         "slides": dict(sorted(digests.items())),
     }

@@ -23,9 +23,19 @@ from pathfm.files import write_text
 from pathfm.fit import Rows, fingerprint
 from pathfm.folds import Split  # noqa: TC001 - the command line reads the annotation
 from pathfm.labelled import LabelledSlides, labelled_slides
-from pathfm.outoffold import Folding, fold_column, fold_facts, fold_job, fold_warnings, out_of_fold
+from pathfm.leakage import require_no_leak
+from pathfm.outoffold import (
+    Folding,
+    fold_column,
+    fold_facts,
+    fold_job,
+    fold_warnings,
+    mean_embeddings,
+    out_of_fold,
+)
 from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
 from pathfm.privacy import private_run
+from pathfm.reference import reference_of
 from pathfm.results import metrics_document, summary, write_results, write_table
 from pathfm.settings import TrainSettings
 from pathfm.space import SPACE, Candidate, Space
@@ -183,6 +193,8 @@ def _nested(searching: _Search, folding: Folding, warnings: Sequence[str]) -> Tu
     others = [(fold_of != fold).fillna(value=False).astype(bool) for fold in range(folding.folds)]
     everyone = pd.Series(data=True, index=slides.table.index)
     *inner, last = [searching.cut(among) for among in (*others, everyone)]  # all of them, before the first training
+    everybody = pd.Series(data=True, index=slides.table.index)
+    leakage = require_no_leak(slides, [fold_of], reference_of(slides, everybody), folding.split)
     _drop_others(out, folding)
     searched, models = {}, []
     write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=fold_of))
@@ -190,7 +202,7 @@ def _nested(searching: _Search, folding: Folding, warnings: Sequence[str]) -> Tu
         tried = searched[f"fold-{fold}"] = searching.over(cut, f"fold-{fold}", job.what)
         head, settings = searching.space.candidate(tried[best_of(tried)].values)
         models += fit_models(slides, [job._replace(settings=settings, folder=out / "folds" / job.folder)], head)
-    predictions = out_of_fold(slides, fold_of, models)
+    predictions, means = out_of_fold(slides, fold_of, models), mean_embeddings(slides)
     metrics = {
         target.name: metrics_document(
             predictions[target.name],
@@ -199,7 +211,8 @@ def _nested(searching: _Search, folding: Folding, warnings: Sequence[str]) -> Tu
             protocol=f"{folding}, settings picked for each fold out of {searching.trials} on {searching.inner.folds}"
             " inner folds of its training patients",
             left_out=slides.left_out,
-            controls=controls(predictions[target.name], slides.mean_rgb, slides.sites, target),
+            controls=controls(predictions[target.name], slides.mean_rgb, slides.sites, target, means),
+            blocks={"leakage": leakage},
             folds=fold_facts(slides, fold_of, models),
             warnings=[*warnings, *fold_warnings(slides, fold_of, folding, models)],
         )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pathfm.decisions import ANY
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pathfm.targets import Target
 
 
@@ -42,7 +47,9 @@ _GIVES = {
     "cox": "a risk, which ranks patients by when the event comes",
     "hazards": "a risk, which ranks patients by when the event comes",
 }
-_CONTROLS = {"mean_colour": "mean tissue colour"}
+_CONTROLS = {"mean_colour": "mean tissue colour", "permuted_labels": "labels dealt out anew"}
+_YES = ("1", "yes", "true", "positive")
+_MINUS = "\u2212"
 
 
 def words_of(figure: str) -> Words:
@@ -55,6 +62,50 @@ def words_of(figure: str) -> Words:
 def control_name(name: str) -> str:
     """The words for a control of metrics.json."""
     return _CONTROLS.get(name, name.replace("_", " "))
+
+
+def condition(target: Target, outcome: str) -> str:
+    """What a patient has of whom the answer to the question `outcome` is yes."""
+    if outcome == ANY:
+        return "any cancer"
+    if target.kind == "ordinal":
+        return f"{target.name} {outcome}"
+    return target.name if outcome.lower() in _YES else outcome
+
+
+def interval(figure: Mapping[str, float | None] | None, digits: int = 2) -> str:
+    """A figure in words, always with its interval: "0.93 (0.71 to 1.00)"."""
+    if figure is None or figure["value"] is None:
+        return "not available"
+    value, low, high = (number(figure[key], digits) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with a true minus sign, "" for none."""
+    return "" if value is None else f"{value:.{digits}f}".replace("-", _MINUS)
+
+
+def share(proportion: Mapping[str, Any] | None) -> str:
+    """A share of counted cases in words, always with its interval: "46 of 50, 92 % (81 to 97 %)"."""
+    if proportion is None or proportion["value"] is None:
+        return "not available"
+    return f"{proportion['k']} of {proportion['n']}, {percent_interval(proportion)}"
+
+
+def percent_interval(figure: Mapping[str, Any] | None) -> str:
+    """A share between 0 and 1 as percent with its interval: "92 % (81 to 97 %)"."""
+    if figure is None or figure["value"] is None:
+        return "not available"
+    return f"{percent(figure['value'])} % ({percent(figure['low'])} to {percent(figure['high'])} %)"
+
+
+def percent(value: float) -> str:
+    """A share between 0 and 1 in hundredths; near its ends with a decimal, which is not rounded up to certainty."""
+    hundredths = round(100 * value, 9)
+    if hundredths in (0.0, 100.0) or 1 <= hundredths <= 99:
+        return f"{hundredths:.0f}"
+    return f"{(math.ceil if hundredths < 1 else math.floor)(10 * hundredths) / 10:.1f}"
 
 
 def gives(target: Target) -> str:

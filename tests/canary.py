@@ -99,12 +99,16 @@ class Hit(NamedTuple):
 
 
 def write_scan(path: Path, seed: int, *, dark: bool, side_px: int = 512) -> Path:
-    """An Aperio scan at 0.5 mpp with a disc of tissue, a label, a macro image, and all of `APERIO`, `TAGS` and `ASSOCIATED`."""
+    """An Aperio scan at 0.5 mpp: a disc of tissue, holed, a label, a macro image, and all of `APERIO`, `TAGS`, `ASSOCIATED`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side_px, :side_px] - side_px / 2
     pixels = np.full((side_px, side_px, 3), 244, np.int16)
     inside = np.hypot(x, y) < side_px * 0.45
+    holes = np.random.default_rng([seed, 1])
+    for _ in range(3):  # else all scans would look like copies of one
+        left, top = holes.uniform(-0.4, 0.4, 2) * side_px
+        inside &= np.hypot(x - left, y - top) > side_px * holes.uniform(0.05, 0.16)
     pixels[inside] = (150, 70, 130) if dark else (215, 140, 175)
     pixels[::4] += rng.integers(-6, 6, pixels[::4].shape, dtype=np.int16)
     said = "|".join(["AppMag = 20", "MPP = 0.5", *(f"{key} = {word}" for key, word in APERIO.items())])

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pathfm.crossval import crossval, refit
+from pathfm.crossval import crossval
 from pathfm.embeddings import Embeddings, embeddings_folder_name, write_embeddings
+from pathfm.handon import refit
 from pathfm.settings import TrainSettings
 from pathfm.slidefiles import slide_digest
 

@@ -129,7 +129,13 @@ def offered_models(folder: Path, cohort: Path) -> Iterator[Offer]:
 
     head = build_head("gated-abmil", 8, 2, hidden=16, attention=8)
     task = Task((Classes("a", ("0", "1")),))
-    training: dict[str, Any] = {"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}}
+    training: dict[str, Any] = {
+        "fingerprint": "f",
+        "epochs": 3,
+        "patients": ["p1"],
+        "slides": {"s1": "ab"},
+        "sites": [],
+    }
     write_model(folder / "good", Model(heads=(head.eval(),), task=task, recipe=RECIPE, training=training))
     good = json.loads((folder / "good" / "model.json").read_text())
     yield predict("good")

@@ -51,6 +51,7 @@ ASKED = {name: set(inspect.signature(command_parser(name)[1]).parameters) for na
 LACKING = [name for name, asks in ASKED.items() if asks & {"slides", "cohort"} and "pseudonymise" not in asks]
 GOOD = 6
 TRAINING = ["--training.epochs", "2", "--training.hidden", "8", "--training.attention", "4", "--training.device", "cpu"]
+FROZEN = ["--operating-point", "youden", "--claims.calibration", "temperature", "--claims.coverage", "0.5"]
 CUT = ["--tiles.size_px", "64", "--tiles.mpp", "1.0"]
 
 # Runs commands one after the other, with all loggers at DEBUG, and writes down every word that is drawn into a picture.
@@ -413,6 +414,7 @@ def _commands(hospital: Hospital) -> list[tuple[list[str], int]]:
     cohort, other, outlines = str(hospital.cohort), str(hospital.other), ["--outlines", str(hospital.outlines)]
     foreign = str(hospital.root / NAMES["folder"] / "features")
     label, joined = ["--label", "cancer"], ["--cohort", cohort, "--embeddings", "extract"]
+    criteria = str(Path(__file__).parent.parent / "configs" / "gate.yaml")
     return [
         (["backbones"], 0),
         (["heads"], 0),
@@ -424,7 +426,7 @@ def _commands(hospital: Hospital) -> list[tuple[list[str], int]]:
         (["probe", "--slides", cohort, *label, "--out", "probe", *CUT, "--folds", "2", "--max_tiles", "4"], 2),
         (["verify", "--embeddings", "extract", "--slides", cohort], 0),
         (["train", *joined, *label, "--out", "train", *TRAINING], 0),
-        (["crossval", *joined, *label, "--out", "crossval", "--folds", "2", *TRAINING], 0),
+        (["crossval", *joined, *label, "--out", "crossval", "--folds", "2", *TRAINING, *FROZEN], 0),
         (["crossval", *joined, *label, "--out", "by-site", "--folds", "9", "--split", "site", *TRAINING], 2),
         (
             [
@@ -447,6 +449,8 @@ def _commands(hospital: Hospital) -> list[tuple[list[str], int]]:
         (["predict", "--model", "train", "--embeddings", "extract", "--out", "predict"], 0),
         (["predict", "--model", "train", "--slides", cohort, "--out", "predict-slides"], 2),
         (["evaluate", "--model", "train", "--cohort", other, "--embeddings", "extract", "--out", "evaluate"], 0),
+        (["gate", "--model", "crossval/ensemble", "--criteria", criteria, "--evaluation", "evaluate"], 2),
+        (["gate", "--model", "crossval/ensemble", "--criteria", criteria], 2),
         (["heatmap", "--model", "train", "--slides", other, "--embeddings", "extract", "--out", "heatmap"], 0),
         (["report", "--out", "report.html", "--crossval", "crossval", *joined, "--heatmaps", "heatmap"], 0),
         (["run", "--cohort", cohort, *label, "--out", "run", "--folds", "2", *CUT, *TRAINING, "--workers", "1"], 2),

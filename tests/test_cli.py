@@ -33,8 +33,8 @@ def test_every_command_explains_each_of_its_options(command: str) -> None:
     assert command in parser.format_help()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_parses(config: Path) -> None:
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path.stem != "gate"], ids=lambda path: path.stem)
+def test_every_shipped_config_of_a_command_parses(config: Path) -> None:
     tuned = config.stem == "tune"
     parser, _ = command_parser("tune" if tuned else "run")
     words = ["--cohort", "cohort.csv", "--out", "out", *(["--label", "x", "--embeddings", "e"] if tuned else [])]

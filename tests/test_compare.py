@@ -90,7 +90,7 @@ def test_the_table_is_printed_and_written_with_what_it_does_not_say(
     table = pd.read_csv(out / "compare.csv")
     assert list(table.columns) == [
         *("backbone", "head", "auroc", "low", "high"),
-        *("difference", "difference_low", "difference_high", "parameters", "seconds"),
+        *("difference", "difference_low", "difference_high", "p_delong", "parameters", "seconds"),
     ]
     document = json.loads((out / "compare.json").read_text())
     assert document["reference"] == "beta/mean"
@@ -109,7 +109,7 @@ def test_run_again_no_cell_is_trained_and_the_same_is_said(two: EmbeddingsCohort
     first = _compare(two, "mean", backbones="alpha")
     assert first.cells[0].seconds is not None
     written = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.safetensors")}
-    assert len(written) == 2 + 1
+    assert len(written) == 2 + 2  # those of the folds, of the ensemble, and its reference
     assert _compare(two, "mean", backbones="alpha") == first
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.safetensors")} == written
     # what a part of the folds takes is not what all take

@@ -11,9 +11,10 @@ import torch
 from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
 
 from pathfm.cohort import read_cohort
-from pathfm.crossval import CrossValidation, crossval, hand_on, refit
+from pathfm.crossval import CrossValidation, crossval
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import InputError, UnknownNameError
+from pathfm.handon import hand_on, refit
 from pathfm.heads import build_head
 from pathfm.labelled import labelled_slides
 from pathfm.licences import Licence
@@ -107,7 +108,7 @@ def test_the_metrics_say_how_they_were_got(embeddings_cohort: Make) -> None:
     assert metrics["protocol"] == "3-fold cross-validation by patient"
     assert metrics["target"] == {"name": "cancer", "kind": "classes", "classes": ["0", "1"]}
     assert (metrics["n_slides"], metrics["n_patients"]) == (14, 14)
-    assert set(metrics["controls"]) == {"mean_colour", "site"}
+    assert set(metrics["controls"]) == {"mean_colour", "site", "permuted_labels"}
     assert metrics["confounded"]["verdict"] in ("confounded, or not excluded", "not seen")
     for fold in metrics["folds"]:
         assert fold["n_train_patients"] + fold["n_stop_patients"] + fold["n_scored_patients"] == 14
@@ -206,7 +207,7 @@ def test_the_refit_learns_from_every_slide_for_the_epochs_of_the_folds(embedding
 
 
 def test_a_model_that_says_anything_else_than_that_in_the_folder_takes_its_place(tmp_path: Path) -> None:
-    training = {"fingerprint": "f", "epochs": 1, "patients": ["a"], "slides": {"a-0": ""}}
+    training = {"fingerprint": "f", "epochs": 1, "patients": ["a"], "slides": {"a-0": ""}, "sites": []}
     heads, task = (build_head("mean", 8, 2, hidden=4).eval(),), Task((Classes("cancer", ("0", "1")),))
     model = Model(heads=heads, task=task, recipe=RECIPE, training=training)
     hand_on(model, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -135,20 +136,29 @@ def test_every_command_of_the_readme_runs(users_folder: Path) -> None:
     commands = readme_commands()
     assert len(commands) >= 5
     for command in commands:
-        program, *words = command.split()
+        program, *words = shlex.split(command)
         assert program == "pathfm"
         pathfm(*words, cwd=users_folder)
 
 
-def test_the_notebook_runs_from_a_slide_to_a_heatmap(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "n_pictures", "says"),
+    [
+        ("slide-to-heatmap", 2, "of tissue, "),
+        ("exploring-a-cohort", 2, "0 pairs of near-duplicates among 28 slides"),
+        pytest.param("reading-heatmaps-and-errors", 4, "of 28 slides wrong", marks=pytest.mark.long),  # it trains
+    ],
+)
+def test_a_notebook_runs_on_the_demo(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, name: str, n_pictures: int, says: str
+) -> None:
     monkeypatch.setenv("PATHFM_DEMO", str(demo))
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    path = ROOT / "notebooks" / "slide-to-heatmap.ipynb"
+    path = ROOT / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "commit notebooks without outputs"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
-    pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 2
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == n_pictures
+    assert says in "".join(output.get("text", "") for output in outputs)
     assert os.environ["PATHFM_DEMO"] == str(demo)

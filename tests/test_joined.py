@@ -316,6 +316,8 @@ def test_a_frozen_model_is_evaluated_on_two_caches_and_knows_its_own_scans(two: 
         evaluate(model, two.table, two.folders, two.root / "same")
     fresh = Two(embeddings_cohort, patients=6, name="fresh", prefix="q")
     ways = [evaluate(model, fresh.table, way, two.root / "out") for way in (fresh.folders, fresh.folders[::-1])]
+    looks = [way.metrics["cancer"].pop("ledger")["looks"] for way in ways]
+    assert looks == [1, 2]
     assert ways[0].metrics == ways[1].metrics
     assert ways[0].metrics["cancer"]["n_slides"] == 6
 

@@ -28,7 +28,7 @@ LICENCE = Licence("uni", "CC-BY-NC-ND-4.0").facts()
 TARGETS: list[dict[str, Any]] = [{"name": "cancer", "kind": "classes", "classes": ["0", "1"]}]
 HEAD: dict[str, Any] = {"name": "gated-abmil", "kwargs": {"hidden": 16, "attention": 8}, "targets": TARGETS}
 AGE = {"name": "age", "levels": []}
-TRAINING: dict[str, Any] = {"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}}
+TRAINING: dict[str, Any] = {"fingerprint": "f", "epochs": 3, "patients": ["p1"], "slides": {"s1": "ab"}, "sites": []}
 
 
 def _model(head: str = "gated-abmil", n_classes: int = 2) -> Model:
@@ -130,7 +130,7 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
     ("change", "message"),
     [
         ({"format": "zip"}, "key 'format'"),
-        ({"format_version": 4}, "reads up to 3; upgrade pathfm"),
+        ({"format_version": 5}, "reads up to 4; upgrade pathfm"),
         ({"licences": {}}, "key 'licences' holds dict"),
         ({"licences": ["MIT"]}, r"key 'licences\.0' holds str"),
         ({"licences": [LICENCE | {"licence": 5}]}, r"key 'licences\.0\.licence' holds int"),

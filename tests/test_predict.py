@@ -34,7 +34,7 @@ def _write_model(folder: Path, recipe: dict[str, object], dim: int, **more: Any)
         heads=(build_head("gated-abmil", dim, 2, hidden=16, attention=8).eval(),),
         task=Task((Classes("cancer", ("benign", "tumour")),)),
         recipe=recipe,
-        training={"fingerprint": "", "epochs": 1, "patients": more.pop("patients", []), "slides": {}},
+        training={"fingerprint": "", "epochs": 1, "patients": more.pop("patients", []), "slides": {}, "sites": []},
         **more,
     )
     write_model(folder, model)
@@ -157,7 +157,7 @@ def test_the_command_prints_the_table_and_those_of_several_targets_by_name(
     _write_model(tmp_path / "one", RECIPE, 8)
     targets = (Classes("er", ("neg", "pos")), Classes("her2", ("low", "high")))
     head = build_head("mean", 8, 4, hidden=8).eval()
-    training = {"fingerprint": "", "epochs": 1, "patients": [], "slides": {}}
+    training = {"fingerprint": "", "epochs": 1, "patients": [], "slides": {}, "sites": []}
     write_model(tmp_path / "two", Model(heads=(head,), task=Task(targets), recipe=RECIPE, training=training))
     lines = {}
     for name in ("one", "two"):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from claimed import of_two_classes, screening, shift
 from drawn import RECIPE, SETTINGS, Study, embeddings_of, make_study
 
 from pathfm.cohort import read_cohort
@@ -19,12 +20,13 @@ from pathfm.embeddings import write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, ModelError
 from pathfm.heatmap import heatmap
 from pathfm.model import read_model, write_model
-from pathfm.report import interval, number, report
+from pathfm.report import _examples, report
 from pathfm.report_data import _failures, gather
 from pathfm.results import metrics_document, no_controls, write_results
 from pathfm.targets import KINDS, read_task
 from pathfm.train import train
-from pathfm.words import gives, words_of
+from pathfm.tripoditems import ITEMS
+from pathfm.words import gives, interval, number, words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,13 +71,13 @@ def test_first_lines_say_what_it_is_the_auroc_with_its_interval_and_the_verdict_
     html: str, study: Study
 ) -> None:
     metrics = json.loads((study.crossval / "metrics.json").read_text())
-    first = text_of(html)[:1500]
+    first = text_of(html).split("How good it is")[0]
     assert "A slide-level model of “cancer”" in first
     assert "not for diagnosis" in first
     assert "2-fold cross-validation by patient on 8 slides of 8 patients" in first
     auroc = metrics["patient"]["auroc"]
     assert f"{auroc['value']:.2f} 95 % interval {auroc['low']:.2f} to {auroc['high']:.2f}" in first
-    names = {"mean_colour": "mean tissue colour", "site": "site"}
+    names = {"mean_colour": "mean tissue colour", "site": "site", "permuted_labels": "labels dealt out anew"}
     for name in metrics["confounded"]["controls"]:
         assert names[name] in first
     assert all(block["why"][1:] in first for block in metrics["controls"].values())
@@ -92,7 +94,7 @@ def test_confounded_cohort_is_called_so_in_the_first_lines(study: Study, tmp_pat
 
 
 def test_file_asks_nothing_of_the_network_and_runs_no_script(html: str) -> None:
-    assert re.findall(r'\b(?:src|href)="(?!data:)', html) == []
+    assert re.findall(r'\b(?:src|href)="(?!data:|#)', html) == []
     assert "url(" not in html
     assert "<script" not in html
     assert "default-src 'none'" in html
@@ -194,11 +196,12 @@ def test_report_stands_for_every_kind_of_target(study: Study, tmp_path: Path, la
     assert f"Patient-level {main.get(label.split(':')[1], 'c-index')}" in text
     assert f"model of “{label.split(':')[0]}”" in text
     pictures = set(re.findall(r'alt="([^"]*)"', html))
-    curves = {"ROC curve by patient", "Calibration curve by patient", "Probabilities by what is true"}
+    curves = {"ROC curve by patient", "Precision-recall curve by patient", "Calibration curve by patient"}
+    curves |= {"Decision curve by patient", "Probabilities by what is true"}
     has_probabilities = label.split(":")[1] in ("ordinal", "multilabel")
     assert (curves <= pictures) == has_probabilities
     assert ("Predicted over true score" in pictures) == ("regression" in label)
-    assert ("Kaplan-Meier" in text) == ("months" in label)
+    assert ("Kaplan-Meier curves by predicted risk" in pictures) == ("Log-rank test" in text) == ("months" in label)
     marked = 'class="right"' in html or 'class="wrong"' in html
     assert marked == has_probabilities
 
@@ -279,11 +282,11 @@ def test_file_that_is_broken_empty_or_of_another_format_is_one_line(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 3}, "reads up to 2; upgrade pathfm"),
-        ({"format_version": 1}, "format_version 1, which this pathfm does not read"),
+        ({"format_version": 4}, "reads up to 3; upgrade pathfm"),
+        ({"format_version": 2}, "format_version 2, which this pathfm does not read"),
         ({"patient": {"auroc": 1}}, "key 'patient.auroc' holds int"),
         ({"target": {"name": "cancer", "kind": "classes", "classes": "01"}}, "key 'target' that cannot be read"),
-        ({"figures": ["f1"]}, "key 'figures' that is not auroc, balanced_accuracy, f1"),
+        ({"figures": ["f1"]}, "key 'figures' that is not auroc, average_precision, balanced_accuracy, f1"),
         ({"controls": {"site": {"available": True, "why": "so"}}}, "lacks the key 'controls.site.auroc'"),
         ({"folds": [{"fold": 0}]}, "lacks the key 'folds.0.n_train_patients'"),
         ({"left_out": [{"slide_id": "a"}]}, "lacks the key 'left_out.0.reason'"),
@@ -388,3 +391,121 @@ def test_the_failures_of_all_caches_are_listed_each_once(tmp_path: Path) -> None
     assert rows["slide_id"].tolist() == ["x", "y", "z"]
     assert _failures(folders, second / "failures.csv")["slide_id"].tolist() == ["y", "z"]  # type: ignore[index]
     assert _failures([tmp_path / "nowhere"], None) is None
+
+
+def with_blocks(study: Study, folder: Path, **blocks: Any) -> Path:
+    """The results of the study with such blocks in metrics.json."""
+    shutil.copytree(study.crossval, folder, dirs_exist_ok=True)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | blocks))
+    return folder
+
+
+def headings(html: str) -> list[str]:
+    return [unescape(title) for title in re.findall(r"<h2>([^<]*)</h2>", html)]
+
+
+def section(html: str, name: str) -> str:
+    """The text of a section."""
+    return text_of("<body>" + html.split(f'<section id="{name}"')[1].split("</section>")[0])
+
+
+OF_BLOCKS = {
+    "operating_points": "At the operating point",
+    "conformal": "When it abstains",
+    "subgroups": "In which patients it is better or worse",
+    "shift": "Are these slides like those it learned from?",
+}
+
+
+def test_every_block_has_its_section_and_its_figures_there(study: Study, tmp_path: Path) -> None:
+    folder = with_blocks(study, tmp_path / "crossval", **of_two_classes())
+    html = report(tmp_path / "r.html", folder, [study.embeddings], study.cohort, model=study.model).read_text()
+    text = text_of(html)
+    assert set(OF_BLOCKS.values()) <= set(headings(html))
+    assert headings(html)[0] == "In plain words"
+    for told in (
+        *("with cancer 46 found 4 missed without 10 false alarms 190 rightly left", "46 of 50, 92 % (81 to 97 %)"),
+        *("Of 1,000 patients like these, 50 of them with cancer", "3,688 negatives", "exact 81 to 98 %"),
+        *("30 of 250, 12 % (9 to 17 %)", "site: weakest is south", "0.81 (0.70 to 0.91)", "p = 0.030"),
+        *("patients, slide digests", "near-duplicates, the embeddings have no thumbnail hash", "7 times, by 3 models"),
+        *(
+            "No shift was seen.",
+            "1.05 (0.80 to 1.30)",
+            "= 0.004 reliability \u2212 0.104 resolution + 0.160 uncertainty",
+        ),
+    ):
+        assert told in text
+    assert 'alt="The main figure by subgroup"' in html
+    for anchor in re.findall(r'href="#([a-z]+)"', html):
+        assert f'<section id="{anchor}"' in html
+
+
+def test_blocks_that_are_not_there_have_no_section_and_no_operating_point_says_how_to_get_one(
+    study: Study, tmp_path: Path
+) -> None:
+    folder = with_blocks(study, tmp_path / "crossval", **dict.fromkeys(of_two_classes()))
+    html = report(tmp_path / "r.html", folder, [study.embeddings], study.cohort).read_text()
+    assert set(headings(html)) & set(OF_BLOCKS.values()) == {"At the operating point"}
+    assert "No operating point was chosen" in text_of(html)
+    assert "--operating-point" in text_of(html)
+
+
+def test_shift_that_was_not_tested_says_why(study: Study, tmp_path: Path) -> None:
+    absent = shift() | {"available": False, "why": "few", "flagged": None, "alarm": None, "embedding": None}
+    absent |= {"sentence": "Not tested: few slides.", "colour": None}
+    folder = with_blocks(study, tmp_path / "crossval", shift=absent)
+    html = report(tmp_path / "r.html", folder, [study.embeddings], study.cohort).read_text()
+    assert section(html, "shift").endswith("Not tested: few slides. the scale of 3 slides is not known")
+
+
+def test_screening_has_any_its_types_its_strata_and_where_from(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", [f"s{i}" for i in range(7)], classes=3)
+    blocks = {"screening": screening(["1", "2"], "0"), "prevalence": 0.01}
+    folder = with_blocks(study, tmp_path / "crossval", **blocks)
+    html = report(tmp_path / "r.html", folder, [study.embeddings], study.cohort).read_text()
+    text = section(html, "screening")
+    for told in ("any cancer 50 0.95 (0.91 to 0.98)", "common cancers", "rare cancers", "1 common 25", "2 rare 25"):
+        assert told in text
+    assert "Right in 40 of 46, 87 % (74 to 94 %)" in text
+    assert "true, down; named, across 1 2 1 20 3 2 3 20" in text
+    assert html.count('alt="ROC curve by patient"') == 1
+
+
+def test_model_card_says_what_is_stated_and_what_is_not_and_tripod_answers_every_item(
+    study: Study, tmp_path: Path
+) -> None:
+    card = tmp_path / "card.yaml"
+    card.write_text("intended_use: Sorting <b>slides</b>\ntripod: {18a: No funding., 1: Our title}\n")
+    html = report(
+        *(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort), model=study.model, card=card
+    ).read_text()
+    assert "Sorting &lt;b&gt;slides&lt;/b&gt;" in html
+    assert "Intended use Sorting <b>slides</b> Intended users not stated" in section(html, "card")
+    rows = re.findall(r'<tr class="([a-z-]+)"><td>([0-9a-g]+)</td>', html.split('id="tripod"')[1])
+    assert [number_ for _, number_ in rows] == [item.number for item in ITEMS]
+    status = {number_: kind for kind, number_ in rows}
+    assert status["18a"] == status["1"] == "stated"
+    assert status["18b"] == status["5b"] == "authors"
+    assert status["9c"] == status["24"] == "not-applicable"
+    assert status["23a"] == status["12a"] == "filled"
+    assert "Our title From the data: Development and internal validation" in section(html, "tripod")
+
+
+def test_examples_are_of_those_that_are_wrong_and_of_those_that_are_right() -> None:
+    rows = [{"slide_id": f"w{i}", "order": 0, "overlay": "x.png"} for i in range(40)]
+    rows += [{"slide_id": f"r{i}", "order": 2, "overlay": "x.png" if i else ""} for i in range(9)]
+    shown = _examples(rows)
+    assert [row["slide_id"] for row in shown] == [f"w{i}" for i in range(16)] + [f"r{i}" for i in range(1, 9)]
+    assert _examples(rows[-4:]) == rows[-4:]
+
+
+def test_texts_of_blocks_that_come_from_anywhere_stay_text(study: Study, tmp_path: Path) -> None:
+    hostile = "\"'><script>alert(1)</script>"
+    blocks = json.loads(json.dumps(of_two_classes()).replace("south", json.dumps(hostile)[1:-1]))
+    blocks["operating_points"]["outcomes"] = {hostile: blocks["operating_points"]["outcomes"]["1"]}
+    blocks["shift"]["sentence"] = blocks["ledger"]["file"] = hostile
+    folder = with_blocks(study, tmp_path / "crossval", **blocks)
+    html = report(tmp_path / "r.html", folder, [study.embeddings], study.cohort).read_text()
+    assert "<script" not in html
+    assert f"site: weakest is {hostile}" in text_of(html)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pathfm.calibrationblock import calibration_block
 from pathfm.claims import Claims
-from pathfm.cohortfigures import by_patient, is_scored, scored_slides
+from pathfm.cohortfigures import is_scored, patient_rows, scored_patients
 from pathfm.conformal import conformal_block
-from pathfm.decisions import ANY, negative_first, outcomes_of, require_screening, screening_of
+from pathfm.decisions import ANY, decision_columns, negative_first, outcomes_of, require_screening, screening_of
 from pathfm.errors import InputError
 from pathfm.freezing import operating_block
 from pathfm.frozen import Frozen, patient_table
@@ -18,7 +18,7 @@ from pathfm.progress import logger
 from pathfm.recalibration import has_probabilities, require_probabilities
 from pathfm.screening import screening_block
 from pathfm.subgroups import subgroups_block
-from pathfm.targets import Classes
+from pathfm.targets import Classes, MultiLabel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,10 +54,12 @@ def require_asked(targets: Sequence[Target], asked: Asked) -> list[Target]:
     """The targets of which something can be frozen; several are learned together, and some may be numbers.
 
     Raises:
-        InputError: something is to be frozen, and there is no target that it can be of; or a screening without classes.
+        InputError: something is to be frozen, and there is no target that it can be of; a screening without classes; or a
+            prevalence where several things are asked, of which it can be of one only.
         UnknownNameError: no such negative class, or rare type.
     """
     require_screening(targets, asked.claims)
+    _require_one_condition(targets, asked.claims)
     if asked.rule is not None:
         parse_rule(asked.rule)
     if not asked.freezes:
@@ -98,20 +100,21 @@ def appraise(
         return {}
     first = frozen if frozen is None or isinstance(frozen, Frozen) else next(iter(frozen.values()))
     screening = first.screening if first is not None else screening_of(target, asked.claims)
-    patients = by_patient(scored_slides(predictions, target), target)
+    rows = patient_rows(predictions, target) if frozen is None else patient_table(predictions, target, frozen)
+    patients = scored_patients(rows, target)
     outcomes = outcomes_of(target, screening, patients)
     prevalence, found = asked.claims.prevalence, dict[str, Any](prevalence=asked.claims.prevalence)
-    if outcomes:
+    largest = screening is not None and isinstance(target, MultiLabel)  # of the labels: no probability of having any
+    if outcomes and not largest:
         method = first.calibration.kind if first is not None and first.calibration is not None else "none"
         found["calibration"] = calibration_block(outcomes, patients, method)
-    rows = predictions
     if frozen is not None and first is not None:
-        rows = patient_table(predictions, target, frozen)
         if first.rule is not None:
             found["operating_points"] = operating_block(predictions, target, unit, frozen, prevalence)
         if first.conformal is not None and isinstance(target, Classes):
             fitted = [one.conformal for one in _each(frozen) if one.conformal is not None]
-            found["conformal"] = conformal_block(rows, target, first.conformal.coverage, fitted)
+            scored = rows[is_scored(rows, target)]  # who has no score was neither held nor left to others
+            found["conformal"] = conformal_block(scored, target, first.conformal.coverage, fitted)
     if screening is not None:
         found["screening"] = screening_block(rows, target, screening, prevalence, _threshold(frozen))
     if asked.columns:
@@ -127,6 +130,18 @@ def say_frozen(frozen: Mapping[str, Frozen]) -> None:
             logger.info("%s: %s is frozen for %s: %s (%s)", name, one.rule, outcome, at, one.chosen_on)
         for note in one.notes:
             logger.warning("%s: %s", name, note)
+
+
+def _require_one_condition(targets: Sequence[Target], claims: Claims) -> None:
+    """Refuses one prevalence for several conditions."""
+    names = [name for target in targets for name in decision_columns(target, screening_of(target, claims))]
+    if claims.prevalence is not None and len(names) > 1:
+        message = (
+            f"--claims.prevalence {claims.prevalence:g} is of one condition, and {len(names)} are asked"
+            f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); pass --claims.negative, the class that says"
+            " that there is none, to ask the classes of one target as one, or leave the prevalence out"
+        )
+        raise InputError(message)
 
 
 def _each(frozen: Frozen | Mapping[int, Frozen]) -> Sequence[Frozen]:

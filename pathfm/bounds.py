@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 CONTROLS = ("mean_colour", "site", "permuted_labels")
 LEAKS = ("patient", "slide digest", "near-duplicate", "site")
+ERRORS = ("mean_steps", "mean_absolute_error", "root_mean_squared_error")
+"""The figures that can be above 1; of all others 1 is the best."""
 
 
 def _count(value: Any) -> int:
@@ -43,6 +45,23 @@ def _numbers(value: Any) -> dict[str, float]:
     return {name: float(number) for name, number in value.items()}
 
 
+def _shares(value: Any) -> dict[str, float]:
+    return _at_most_one(_numbers(value), ())
+
+
+def _figures(value: Any) -> dict[str, float]:
+    return _at_most_one(_numbers(value), ERRORS)
+
+
+def _at_most_one(bounds: dict[str, float], but: tuple[str, ...]) -> dict[str, float]:
+    """A bound of 70 is a slip for 0.7, and no figure would ever reach it."""
+    above = [name for name, number in bounds.items() if number > 1 and name not in but]
+    if above:
+        message = f"at most 1 for {above[0]}, such as {{{above[0]}: 0.8}}"
+        raise ValueError(message)
+    return bounds
+
+
 def _names_of(kind: str, known: tuple[str, ...]) -> Callable[[Any], tuple[str, ...]]:
     def read(value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
@@ -67,7 +86,8 @@ BOUNDS: dict[str, Callable[[Any], Any]] = {
     "count": _count,
     "share": _share,
     "range": _range,
-    "numbers": _numbers,
+    "figures": _figures,
+    "shares": _shares,
     "controls": _names_of("control", CONTROLS),
     "leaks": _names_of("leakage check", LEAKS),
     "yes": _yes,

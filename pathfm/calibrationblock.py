@@ -39,7 +39,8 @@ def calibration_block(
 ) -> dict[str, Any]:
     """Of each outcome the figures of its probabilities by patient, each with its interval over resamples of patients.
 
-    An outcome whose scores are no probabilities, such as a sum of them, is left out.
+    Give it no outcome whose score is no probability of it, such as the largest of several labels. One with scores outside
+    of 0 to 1 is left out.
 
     Args:
         outcomes: of the patients, as `decisions.outcomes_of` gives them.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from pathfm.errors import InputError, UnknownNameError
-from pathfm.plainyaml import yaml_texts
+from pathfm.plainyaml import read_text, yaml_texts
 from pathfm.tables import first_line, misfit
 from pathfm.tripoditems import ITEMS
 
@@ -29,7 +29,6 @@ TEXTS = {
     "reference": "Reference",
 }
 """What a card file may say, and the words for it; `tripod` beside them maps numbers of TRIPOD+AI items to texts."""
-_MAX_BYTES = 200_000
 _LONGEST = 20_000
 _REMEDY = "write a YAML file of texts, such as `intended_use: ...`; docs/report.md lists its keys"
 _NUMBERS = {item.number: item.topic for item in ITEMS}
@@ -94,11 +93,8 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         message = f"{path} does not exist; {_REMEDY}"
         raise InputError(message)
-    if path.stat().st_size > _MAX_BYTES:
-        message = f"{path} is larger than {_MAX_BYTES:,} bytes; {_REMEDY}"
-        raise InputError(message)
     try:
-        found = yaml_texts(path.read_text(encoding="utf-8-sig"))
+        found = yaml_texts(read_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = f"{path} cannot be read as YAML ({first_line(error)}); {_REMEDY}"
         raise InputError(message) from error

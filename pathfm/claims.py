@@ -31,7 +31,7 @@ class Claims:
         """Refuses shares that are none."""
         for name, value in (("coverage", self.coverage), ("prevalence", self.prevalence)):
             if value is not None and not 0 < value < 1:
-                message = f"--claims.{name} is {value}; it must be between 0 and 1"
+                message = f"the {name} is {value}; it must be a share between 0 and 1, such as 0.1 for 10 %"
                 raise InputError(message)
         if self.rare and self.negative is None:
             message = (

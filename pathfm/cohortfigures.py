@@ -9,6 +9,7 @@ import pandas as pd
 
 from pathfm.delong import delong, delong_difference
 from pathfm.metrics import FEW_PATIENTS, RESAMPLES, Figure, Scored, difference, figures
+from pathfm.patients import BETWEEN
 from pathfm.words import words_of
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 def cohort_figures(predictions: pd.DataFrame, target: Target, unit: Unit = "slide", seed: int = 0) -> dict[str, Any]:
     """The blocks "slide", "patient", "interval" and "warnings" of metrics.json.
 
-    The figures are those of `target.metrics`, of survival over the pairs of patients of one fold. The scores of a patient
-    are the means over its slides, its label is that of `target.of_patient`. Rows without a label or a score are left out.
+    The figures are those of `target.metrics`, of survival over the pairs of patients of one fold. Of slides those count
+    that have a label and a score, of patients those of `patient_rows` that have both.
     A figure that cannot be computed is null and a warning says why. Patients of a target with one yes/no question have
     "auroc_delong" beside the AUROC, whose interval does not come from resamples.
 
@@ -36,8 +37,9 @@ def cohort_figures(predictions: pd.DataFrame, target: Target, unit: Unit = "slid
         unit: what a row is; of patients there is no block "slide".
         seed: of the resampling.
     """
-    (slides,) = _aligned([predictions], target)
-    patients = [by_patient(one, target) for one in slides]
+    (repeated,) = _aligned([predictions], target)
+    slides = [scored_slides(one, target) for one in repeated]
+    patients = [scored_patients(one, target) for one in repeated]
     by_class = ", stratified by class" if target.groups else ""
     repeats = f", mean over {len(slides)} repeats" if len(slides) > 1 else ""
     of_patients = _block(patients, target, seed) | _delong(patients, target)
@@ -58,7 +60,7 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, target: Target,
         target: what both were asked.
         seed: of the resampling, which draws the same patients for both.
     """
-    one, other = ([by_patient(slides, target) for slides in part] for part in _aligned([first, second], target))
+    one, other = ([scored_patients(rows, target) for rows in part] for part in _aligned([first, second], target))
     return difference(one, other, next(iter(target.metrics.values())), seed)
 
 
@@ -71,7 +73,7 @@ def paired_delong(first: pd.DataFrame, second: pd.DataFrame, target: Target) -> 
         target: what both were asked.
     """
     one, other = (
-        _one_question([by_patient(slides, target) for slides in part], target)
+        _one_question([scored_patients(rows, target) for rows in part], target)
         for part in _aligned([first, second], target)
     )
     return None if one is None or other is None else delong_difference(one[0], one[1], other[1])
@@ -91,10 +93,58 @@ def scored_slides(predictions: pd.DataFrame, target: Target) -> Scored:
     return Scored(truth, scores, patients, _strata(truth, patients, target), tuple(names))
 
 
+def scored_patients(predictions: pd.DataFrame, target: Target) -> Scored:
+    """The patients of `patient_rows` that have a known label and every score, one row each, sorted by name."""
+    return by_patient(scored_slides(patient_rows(predictions, target), target), target)
+
+
+def patient_rows(predictions: pd.DataFrame, target: Target) -> pd.DataFrame:
+    """One row a patient, a predictions table like that of a model of patients, in the order of their first slides.
+
+    Whatever is said of patients, figures or decisions, is said of these rows. The scores are the means over all slides
+    that have scores, whether labelled or not: nobody knows labels where a model is used, so a mean over the labelled
+    slides alone would be a figure of something that cannot be done. The label is `Target.of_patient` of all labelled
+    slides, whether scored or not: a slide that could not be read makes nobody healthy. slide_id holds the slides with ";"
+    between, n_tiles is their sum. A slide of a patient that nobody knows ("") is a patient of its own. A patient without
+    a scored slide has no scores, and the reason of the first slide.
+
+    Args:
+        predictions: rows of slides, or of patients, which come back one for one; each slide once.
+        target: what was asked.
+    """
+    own = [str(patient) or (place,) for place, patient in enumerate(predictions["patient_id"])]
+    codes, _ = pd.factorize(pd.Series(own, dtype=object))
+    order = np.argsort(codes, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []
+    scores, truth = _scores(predictions, target), _truth(predictions, target)
+    means = np.array([_mean(scores[at]) for at in groups]).reshape(-1, len(target.names))
+    slides = [str(one) for one in predictions["slide_id"]]
+    rows = predictions.iloc[[at[0] for at in groups]].reset_index(drop=True)
+    joined: dict[str, Any] = {
+        "slide_id": [BETWEEN.join(slides[place] for place in at) for at in groups],
+        "label": target.texts(np.array([target.of_patient(truth[at]) for at in groups]).reshape(-1, target.width)),
+    }
+    if "n_tiles" in predictions:
+        tiles = np.asarray(predictions["n_tiles"])
+        joined["n_tiles"] = [int(tiles[at].astype(np.int64).sum()) for at in groups]
+    if "reason" in predictions:
+        reasons = list(predictions["reason"])
+        joined["reason"] = [min((reasons[place] for place in at), key=bool) for at in groups]
+    return rescored(rows.assign(**joined), target, means)
+
+
+def rescored(table: pd.DataFrame, target: Target, scores: Scores) -> pd.DataFrame:
+    """A predictions table with other scores, float64 (n, k), and the column `predicted` that goes with them."""
+    known = np.isfinite(scores).all(axis=1)
+    predicted = np.full(len(table), "", dtype=object)
+    predicted[known] = target.predicted(scores[known])
+    columns = {name: scores[:, place] for place, name in enumerate(target.names)}
+    return table.assign(predicted=predicted, **columns)
+
+
 def is_scored(predictions: pd.DataFrame, target: Target) -> Booleans:
     """Which rows have a label that the target knows and every score, bool (n,)."""
-    finite = np.isfinite(_scores(predictions, target)).all(axis=1)
-    return np.asarray(finite & ~np.isnan(_truth(predictions, target)).any(axis=1), dtype=bool)
+    return np.asarray(_has_scores(predictions, target) & _has_label(predictions, target), dtype=bool)
 
 
 def by_patient(slides: Scored, target: Target) -> Scored:
@@ -107,17 +157,40 @@ def by_patient(slides: Scored, target: Target) -> Scored:
     return Scored(truth, sums / count[:, None], everyone, slides.strata, slides.names)
 
 
-def _aligned(tables: Sequence[pd.DataFrame], target: Target) -> list[list[Scored]]:
-    """Of each table its repeats, all of them with the same rows in the same order: those that every one scores."""
+def _aligned(tables: Sequence[pd.DataFrame], target: Target) -> list[list[pd.DataFrame]]:
+    """Of each table its repeats, all with the same rows in the same order; scores and labels stay where every one has them."""
     parts = [
         [part for _, part in table.groupby("repeat")] if "repeat" in table and len(table) else [table]
         for table in tables
     ]
-    scored = [[part[is_scored(part, target)].set_index("slide_id") for part in repeats] for repeats in parts]
-    slides = scored[0][0].index
-    for part in (one for repeats in scored for one in repeats):
+    indexed = [[part.set_index("slide_id") for part in repeats] for repeats in parts]
+    slides = indexed[0][0].index
+    for part in (one for repeats in indexed for one in repeats):
         slides = slides[slides.isin(part.index)]
-    return [[scored_slides(part.loc[slides], target) for part in repeats] for repeats in scored]
+    same = [[part.loc[slides].reset_index() for part in repeats] for repeats in indexed]
+    every = [part for repeats in same for part in repeats]
+    known = np.logical_and.reduce([_has_scores(part, target) for part in every])
+    labelled = np.logical_and.reduce([_has_label(part, target) for part in every])
+    return [[_blanked(part, target, known, labelled) for part in repeats] for repeats in same]
+
+
+def _blanked(rows: pd.DataFrame, target: Target, known: Booleans, labelled: Booleans) -> pd.DataFrame:
+    """Rows without the scores, and without the labels, of those that are not among these, bool (n,) each."""
+    scores = {name: rows[name].where(known) for name in target.names}
+    return rows.assign(label=rows["label"].where(labelled, ""), **scores)
+
+
+def _has_scores(rows: pd.DataFrame, target: Target) -> Booleans:
+    return np.asarray(np.isfinite(_scores(rows, target)).all(axis=1), dtype=bool)
+
+
+def _has_label(rows: pd.DataFrame, target: Target) -> Booleans:
+    return np.asarray(~np.isnan(_truth(rows, target)).any(axis=1), dtype=bool)
+
+
+def _mean(scores: Scores) -> Floats:
+    known = scores[np.isfinite(scores).all(axis=1)]
+    return np.asarray(known.mean(axis=0) if len(known) else np.full(scores.shape[1], np.nan))
 
 
 def _truth(rows: pd.DataFrame, target: Target) -> Truth:
@@ -175,11 +248,12 @@ def _warnings(slides: Scored, patients: Scored, block: dict[str, Any], target: T
 
 
 def _mixed(slides: Scored, patients: Scored, target: Target) -> list[str]:
-    mixed = np.unique(slides.patients[(slides.truth != patients.truth[slides.patients]).any(axis=1)])
+    text_of = dict(zip(patients.names, target.texts(patients.truth), strict=True))
+    said = [text_of[slides.names[patient]] for patient in slides.patients]
+    mixed = np.unique(slides.patients[(slides.truth != target.of_texts(said)).any(axis=1)])
     if not len(mixed):
         return []
-    texts = target.texts(patients.truth)
-    names = ", ".join(f"{slides.names[i]} as {texts[i]}" for i in mixed[:5])
+    names = ", ".join(f"{slides.names[i]} as {text_of[slides.names[i]]}" for i in mixed[:5])
     more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
     return [f"patients with slides of different labels count as {target.of_several}: {names}{more}"]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import numpy as np
 
+from pathfm.decisions import NEGATIVE, POSITIVE
 from pathfm.proportions import SHAPE as PROPORTION_SHAPE
 from pathfm.proportions import proportion
 
@@ -122,7 +123,8 @@ def conformal_block(
     """The block "conformal" of metrics.json: whether the promise was kept, and what it cost in patients left to others.
 
     Args:
-        table: one row a patient who has scores, columns label and `set`; rows whose label is no class do not count.
+        table: one row a patient who has scores, columns label and `set`, and `decision` where one question was decided;
+            rows whose label is no class do not count.
         target: says the classes.
         coverage: what was promised.
         fitted: the sets that the column comes from, one a fold; they say which classes had too few patients.
@@ -146,7 +148,7 @@ def conformal_block(
         "empty": sum(not one for _, one in rows),
         "several": sum(len(one) > 1 for _, one in rows),
         "right_of_rest": proportion(sum(single), len(single)),
-        "notes": [*_too_few(fitted, coverage), *_broken(classes, coverage)],
+        "notes": [*_too_few(fitted, coverage), *_broken(classes, coverage), *_contradicted(table, target)],
     }
 
 
@@ -174,6 +176,25 @@ def _broken(classes: Mapping[str, Proportion], coverage: float) -> list[str]:
         " this site"
         for name, share in classes.items()
         if share["exact_high"] is not None and share["exact_high"] < coverage
+    ]
+
+
+def _contradicted(table: pd.DataFrame, target: Classes) -> list[str]:
+    """Patients whose decision says otherwise than the one class of their set, where one question alone is decided.
+
+    Its negative is the first class: of two the last is positive, and of a screening `decisions.negative_first` saw to it.
+    """
+    if "decision" not in table:
+        return []
+    known = table[table["label"].astype(str).isin(target.classes) & table["decision"].isin([POSITIVE, NEGATIVE])]
+    sets = [members(str(one)) for one in known["set"].fillna("")]
+    pairs = [(said, one[0]) for said, one in zip(known["decision"], sets, strict=True) if len(one) == 1]
+    n = sum((said == NEGATIVE) != (name == target.classes[0]) for said, name in pairs)
+    if not n:
+        return []
+    return [
+        f"in {n} of {len(pairs)} patients whose set is one class the decision says otherwise, for it is by the operating point"
+        " and the set by its coverage: show both, and leave these patients to a pathologist"
     ]
 
 

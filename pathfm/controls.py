@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from pathfm.cohortfigures import by_patient, is_scored, scored_slides
+from pathfm.cohortfigures import by_patient, is_scored, scored_patients, scored_slides
 from pathfm.linear import Known, learner, out_of_fold_scores
 from pathfm.metrics import Figure, Scored, difference, figures
 from pathfm.permuted import permuted_labels
@@ -155,9 +155,7 @@ def _permuted(
     reached = permuted_labels(repeats, np.array(means, np.float64), target, metric, seed)
     if isinstance(reached, str):
         return _unavailable(reached)
-    of_model = figures([by_patient(scored_slides(rows, target), target) for rows in repeats], {main: metric}, seed)[
-        main
-    ]
+    of_model = figures([scored_patients(rows, target) for rows in repeats], {main: metric}, seed)[main]
     if of_model["low"] is None or reached["value"] is None or reached["low"] is None:
         return _unavailable("the figure of the scored patients cannot be computed")
     above = reached["low"] > target.chance

@@ -28,7 +28,7 @@ from pathfm.evidence import (
     worst_group,
 )
 from pathfm.files import sha256_file
-from pathfm.plainyaml import yaml_values
+from pathfm.plainyaml import read_text, yaml_values
 from pathfm.stage import STAGES, Stage
 from pathfm.tables import first_line
 
@@ -60,12 +60,12 @@ class Criterion(NamedTuple):
 CRITERIA: dict[str, Criterion] = {
     "patients_at_least": Criterion("count", "patients with a label and a score", patients),
     "patients_each_class_at_least": Criterion("count", "patients of the rarest class", patients_each_class),
-    "figure_at_least": Criterion("numbers", "the lower end of the interval of figures, by patient", figures),
+    "figure_at_least": Criterion("figures", "the lower end of the interval of figures, by patient", figures),
     "sensitivity_at_least": Criterion("share", "the lower end of the interval at the frozen point", sensitivity),
     "specificity_at_least": Criterion("share", "the lower end of the interval at the frozen point", specificity),
     "slope_within": Criterion("range", "the whole interval of the calibration slope", calibration_slope),
     "calibration_error_at_most": Criterion("share", "the upper end of the interval of the ECE", calibration_error),
-    "worst_group_at_least": Criterion("numbers", "the lowest lower end among the groups of a column", worst_group),
+    "worst_group_at_least": Criterion("shares", "the lowest lower end among the groups of a column", worst_group),
     "controls": Criterion(
         "controls", "controls that must not speak against the model", controls, ("cross_validation",)
     ),
@@ -74,7 +74,9 @@ CRITERIA: dict[str, Criterion] = {
     "coverage_at_least": Criterion("share", "the lowest lower end among the classes of the conformal sets", coverage),
     "abstained_at_most": Criterion("share", "the upper end of the share of patients without one class", abstained),
     "no_shift": Criterion("yes", "no alarm that the cohort is unlike the development set", shift, ("external",)),
-    "looks_at_most": Criterion("count", "times that the test set has been looked at", looks, ("external",)),
+    "looks_at_most": Criterion(
+        "count", "looks at the test set up to and including that evaluation", looks, ("external",)
+    ),
 }
 
 
@@ -104,7 +106,7 @@ def read_criteria(path: Path) -> Criteria:
 
     Raises:
         UnknownNameError: a stage, an evidence or a criterion that nobody knows; near names are listed.
-        InputError: not YAML, a key twice, a bound that is none, a criterion that its evidence cannot answer, or a stage
+        InputError: too large, not YAML, a key twice, a bound that is none, a criterion that its evidence cannot answer, or a stage
             without criteria; the key is named.
     """
     declared = _mapping(path, _load(path), "", STAGES[1:], "stage")
@@ -157,7 +159,7 @@ def _mapping(path: Path, value: Any, where: str, known: tuple[str, ...], kind: s
 
 def _load(path: Path) -> Any:
     try:
-        return yaml_values(path.read_text(encoding="utf-8"))
+        return yaml_values(read_text(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())[:200] or first_line(error)
         raise _refused(path, f"cannot be read ({said})") from error

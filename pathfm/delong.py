@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathfm.metrics import Booleans, Floats
 
 _Z = float(norm.ppf(0.975))
+_ROUNDING = 1e-12  # a spread below it is none
 
 
 class Paired(TypedDict):
@@ -26,8 +27,8 @@ def delong(positive: Booleans, score: Floats) -> Figure:
     """AUROC with its 95 % interval by DeLong's variance, made on the logit scale so that it stays between 0 and 1.
 
     DeLong, DeLong, Clarke-Pearson, Biometrics 44:837 (1988), by midranks as in Sun, Xu, IEEE Signal Processing Letters
-    21:1389 (2014), equations 5 to 9. Where the two sides do not overlap, or one is a lone row, that variance says
-    nothing; the interval is then that of `_by_counts`.
+    21:1389 (2014), equations 5 to 9. Where that variance says nothing, since the two sides do not overlap, one is a lone
+    row, or no row differs from the others of its side, the interval is that of `_by_counts`.
 
     Args:
         positive: bool (n,), which rows are; independent ones, such as patients.
@@ -37,7 +38,7 @@ def delong(positive: Booleans, score: Floats) -> Figure:
         return UNKNOWN
     area, hits, misses = _components(positive, score)
     spread = float(np.sqrt(_variance(hits) + _variance(misses)))
-    if not (0 < area < 1 and np.isfinite(spread)):
+    if not (0 < area < 1 and spread > _ROUNDING):
         return _by_counts(area, len(hits), len(misses))
     low, high = _expit(np.log(area / (1 - area)) + np.array([-_Z, _Z]) * spread / (area * (1 - area)))
     return Figure(value=area, low=float(low), high=float(high))
@@ -46,6 +47,8 @@ def delong(positive: Booleans, score: Floats) -> Figure:
 def delong_difference(positive: Booleans, first: Floats, second: Floats) -> Paired:
     """The AUROC of the first minus that of the second on the same rows, by DeLong's covariance, with its p value.
 
+    Unknown where that covariance says nothing, as of two that both are perfect; of two that rank alike it is 0 for certain.
+
     Args:
         positive: bool (n,), which rows are; independent ones, such as patients.
         first: as `delong` takes scores.
@@ -53,15 +56,15 @@ def delong_difference(positive: Booleans, first: Floats, second: Floats) -> Pair
     """
     if positive.all() or not positive.any():
         return Paired(difference=UNKNOWN, p=None)
+    if np.array_equal(*(rankdata(np.atleast_2d(score), axis=1) for score in (first, second))):
+        return Paired(difference=Figure(value=0.0, low=0.0, high=0.0), p=1.0)
     (area, hits, misses), (other, *rest) = _components(positive, first), _components(positive, second)
     spread = float(np.sqrt(_variance(hits - rest[0]) + _variance(misses - rest[1])))
     difference = area - other
-    if not np.isfinite(spread):
+    if not spread > _ROUNDING:  # none, or NaN of a lone row
         return Paired(difference=UNKNOWN, p=None)
     figure = Figure(value=difference, low=difference - _Z * spread, high=difference + _Z * spread)
-    if spread > 0:
-        return Paired(difference=figure, p=float(2 * norm.sf(abs(difference) / spread)))
-    return Paired(difference=figure, p=1.0 if difference == 0 else None)
+    return Paired(difference=figure, p=float(2 * norm.sf(abs(difference) / spread)))
 
 
 def _components(positive: Booleans, score: Floats) -> tuple[float, Floats, Floats]:

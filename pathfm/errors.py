@@ -193,15 +193,12 @@ class StageRefusedError(PathfmError):
     Attributes:
         wanted: the stage.
         given: the one that it was stamped with instead.
-        failed: of each criterion that is not met what was wanted and what was found.
+        failed: of each criterion that is not met what was wanted and what was found; the message has but their names.
     """
 
-    def __init__(self, wanted: str, given: str, failed: Iterable[object]) -> None:
+    def __init__(self, wanted: str, given: str, failed: Iterable[object], names: Iterable[str]) -> None:
         self.wanted, self.given, self.failed = wanted, given, [str(one) for one in failed]
-        super().__init__(
-            f"stage {wanted} is refused, the model is stamped {given}; {len(self.failed)} criteria are not met:"
-            f" {' | '.join(self.failed)}"
-        )
+        super().__init__(f"stage {wanted} is refused, the model is stamped {given}; not met: {', '.join(names)}")
 
 
 class SlidesFailedError(PathfmError):

@@ -15,10 +15,9 @@ from pathfm.embeddings import require_recipe
 from pathfm.errors import InputError
 from pathfm.folds import Split  # noqa: TC001 - the command line reads the annotation
 from pathfm.labelled import LabelledSlides, labelled_slides
-from pathfm.leakage import require_unseen
-from pathfm.ledger import ledger_of, record_look, test_set_sha256
+from pathfm.leakage import require_unseen, scans_of
+from pathfm.ledger import ledger_of, record_look, set_sha256
 from pathfm.model import Model, model_sha256, read_model
-from pathfm.patients import slides_of_bag
 from pathfm.privacy import private_run
 from pathfm.reference import reference_of
 from pathfm.results import metrics_document, no_controls, summary, write_results
@@ -91,8 +90,10 @@ def evaluate(
         EmbeddingsStaleError: embeddings of another recipe.
         ModelError: not a model directory.
     """
-    with private_run(pseudonymise, out, embeddings, [model], cohort=cohort) as names:
+    counted = ledger or ledger_of(cohort)
+    with private_run(pseudonymise, out, embeddings, [model], ledger=counted, cohort=cohort) as names:
         frozen, table = read_model(model), read_cohort(cohort, names)
+        shown = _shown(table, frozen, prevalence, subgroups or [])  # before a look at the test set is counted
         asked = _label(table, frozen, label)
         slides = labelled_slides(
             table,
@@ -108,16 +109,8 @@ def evaluate(
         leakage = require_unseen(table.source, model, frozen, slides, frozen.reference, new, split)
         labels = pd.Series(_labels_by_name(frozen, slides), index=slides.table.index)
         predictions = score_tables(frozen, slides.table.assign(split="external", labels=labels), "split")
-        looked = record_look(
-            ledger or ledger_of(cohort),
-            _test_set(slides),
-            model_sha256(model),
-            "evaluate",
-            len(new),
-            shown=None if names is None else "the ledger",
-        )
-        claims = Claims(prevalence=prevalence, subgroups=subgroups or [])
-        shown = Asked(None, claims, subgroup_columns(table, claims.subgroups))
+        scans, shown_as = scans_of(slides.usable, slides.unit), None if names is None else "the ledger"
+        looked = record_look(counted, set_sha256(scans), model_sha256(model), "evaluate", len(scans), shown=shown_as)
         blocks = {
             "leakage": leakage,
             "ledger": looked,
@@ -144,10 +137,18 @@ def evaluate(
         return Evaluation(out, predictions, metrics)
 
 
-def _test_set(slides: LabelledSlides) -> str:
-    pairs = zip(slides.usable["slide_id"], slides.usable["slide_digests"], strict=True)
-    found = {n: d for bag, its in pairs for n, d in zip(slides_of_bag(bag, slides.unit), its, strict=True)}
-    return test_set_sha256(found)
+def _shown(cohort: Cohort, model: Model, prevalence: float | None, subgroups: list[str]) -> Asked:
+    """What is shown beside the figures.
+
+    Raises:
+        InputError: a prevalence that is none, or one of several conditions.
+        UnknownNameError: no such column.
+    """
+    if prevalence is not None and len(model.task.targets) > 1:
+        message = f"--prevalence is of one condition, and the model has several targets ({model.label}); leave it out"
+        raise InputError(message)
+    claims = Claims(prevalence=prevalence, subgroups=subgroups)
+    return Asked(None, claims, subgroup_columns(cohort, subgroups, "subgroups"))
 
 
 def _label(cohort: Cohort, model: Model, given: str | None) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     Document = Mapping[str, Any]
 
 _NOT_FAILED = (NO_LABEL, "no_split")  # not asked for, rather than failed
+SCREENED = ("auroc_any", "auroc_common", "auroc_rare")
+"""Figures of a screening by the names that a criteria file asks for them by; a label so named is meant before them."""
 
 
 class Found(NamedTuple):
@@ -38,13 +40,21 @@ def patients_each_class(document: Document, least: int) -> Found:
 
 def figures(document: Document, least: Mapping[str, float]) -> Found:
     """The lower ends of figures by patient; of those that are none of this target's, one at least has to be."""
-    block = document["patient"] or {}
-    mine = [name for name in least if name in document["figures"]]
-    if not mine or not block:
+    block = _figures_of_screening(document) | dict(document["patient"] or {})
+    mine = [name for name in least if name in figure_names(document)]
+    if not mine or not document["patient"]:
         return _unknown(
-            f"the target has no figure {' or '.join(least)}" if block else "there are no figures by patient"
+            f"the target has no figure {' or '.join(least)}"
+            if document["patient"]
+            else "there are no figures by patient"
         )
-    return _all(_at_least(name.replace("_", " "), block.get(name), least[name]) for name in mine)
+    return _all(_at_least(name.replace("_", " "), _worse_of(block, name), least[name]) for name in mine)
+
+
+def figure_names(document: Document) -> list[str]:
+    """What `figures` can be asked of: the target's own and, of a screening, the AUROC of any, the common and the rare."""
+    own = list(document["figures"])
+    return own + [name for name in SCREENED if document["screening"] is not None and name not in own]
 
 
 def sensitivity(document: Document, least: float) -> Found:
@@ -170,7 +180,19 @@ def looks(document: Document, most: int) -> Found:
     block = document["ledger"]
     if block is None:
         return _unknown("there is no ledger")
-    return Found(f"at most {most}, found {block['looks']} by {block['models']} models", block["looks"] <= most)
+    found = f"found {block['looks']} by {block['models']} models, up to and including that evaluation"
+    return Found(f"at most {most}, {found}", block["looks"] <= most)
+
+
+def _figures_of_screening(document: Document) -> dict[str, Any]:
+    """Named the way those of a target are; where a stratum has nobody it has none."""
+    screening = document["screening"]
+    if screening is None:
+        return {}
+    sides = {"auroc_any": screening["any"], **{f"auroc_{name}": one for name, one in screening["strata"].items()}}
+    known = {name: one for name, one in sides.items() if one is not None and name not in document["figures"]}
+    by_delong = {f"{name}_delong": one["auroc_delong"] for name, one in known.items()}
+    return {name: one["auroc"] for name, one in known.items()} | by_delong
 
 
 def _at_point(document: Document, name: str, least: float) -> Found:
@@ -200,7 +222,17 @@ def _share_at_least(name: str, found: Mapping[str, Any], least: float) -> Found:
 def _at_least(name: str, figure: Mapping[str, float | None] | None, least: float) -> Found:
     if figure is None or figure["low"] is None:
         return _unknown(f"{name} is not computable")
+    if figure["low"] == figure["high"]:  # no resample differs, as of a perfect AUROC of few patients: it shows nothing
+        return _unknown(f"the interval of {name} ({interval(figure, 3)}) has no width")
     return Found(f"{name} at least {least:g}, found {_said(figure)}", figure["low"] >= least)
+
+
+def _worse_of(block: Mapping[str, Any], name: str) -> Mapping[str, float | None] | None:
+    """A figure of patients; of an AUROC that of its two intervals, bootstrap and DeLong, that begins lower."""
+    known = [
+        one for one in (block.get(name), block.get(f"{name}_delong")) if one is not None and one["low"] is not None
+    ]
+    return min(known, key=lambda one: float(one["low"])) if known else block.get(name)
 
 
 def _all(found: Iterable[Found]) -> Found:

@@ -164,12 +164,13 @@ def draw_predicted(true: NDArray[np.float64], predicted: NDArray[np.float64], la
         return drawing
 
 
-def draw_scores(groups: Mapping[str, NDArray[np.float64]], label: str) -> Drawing:
-    """One dot a patient (or slide): its probability, in one row for each true class."""
+def draw_scores(groups: Mapping[str, NDArray[np.float64]], label: str, at: float | None) -> Drawing:
+    """One dot a patient (or slide): its probability, in one row for each true class; a line where a decision falls."""
     with mpl.rc_context(STYLE):
         drawing = Drawing(figsize=(5.6, 0.7 + 0.5 * len(groups)), layout="constrained")
         axes = drawing.add_subplot()
-        axes.axvline(0.5, color=FAINT, linewidth=0.8, linestyle=":")
+        if at is not None:
+            axes.axvline(at, color="0.35", linewidth=0.8, linestyle=":")
         for y, (_, values) in enumerate(groups.items()):
             # a fixed spread: dots of equal probability stay apart and a second run gives the same picture
             spread = (np.arange(len(values)) * 0.381966 % 1 - 0.5) * 0.5

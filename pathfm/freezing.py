@@ -10,7 +10,7 @@ import numpy as np
 
 from pathfm.atpoint import SHAPE as _AT_POINT
 from pathfm.atpoint import at_point
-from pathfm.cohortfigures import by_patient, is_scored, scored_slides
+from pathfm.cohortfigures import is_scored, scored_patients, scored_slides
 from pathfm.conformal import ConformalSets
 from pathfm.decisions import POSITIVE, Outcome, decision_columns, outcomes_of, screening_of
 from pathfm.errors import InputError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from pathfm.atpoint import AtPoint
     from pathfm.claims import Claims
+    from pathfm.decisions import Screening
     from pathfm.frozen import Level
     from pathfm.metrics import Scored
     from pathfm.operating import Rule
@@ -45,8 +46,11 @@ _OWN_THRESHOLDS = (
     "each fold has a threshold of its own: the one that is frozen may do better or worse than these intervals say, the"
     " more so the fewer patients it was chosen on"
 )
-FOLDS = 5
-"""Of a development set that one model has scored: it is cut into so many for the promise."""
+_OF_ONE = (
+    "a prevalence is of one condition, and several are asked one by one, so nothing is said at the one that was stated;"
+    " --claims.negative asks several classes as one"
+)
+FOLDS = 5  # that a development set which one model has scored is cut into for the promise
 
 
 def freeze(
@@ -131,17 +135,18 @@ def operating_block(
         frozen: what it was made with; of cross-validation that of each fold.
         prevalence: share of patients with the outcome where the model is to be used; None for none stated.
     """
+    ignored = [_OF_ONE] if prevalence is not None and _is_several(target, _first(frozen).screening) else []
     patients = patient_table(table, target, frozen)
     tables: list[tuple[Level, pd.DataFrame]] = [("patient", patients)]
     tables += [("slide", table)] if unit == "slide" else []
     outcomes: dict[str, dict[str, Any]] = {}
     for level, rows in tables:
-        for name, point in _points(rows, target, frozen, level, prevalence).items():
+        for name, point in _points(rows, target, frozen, level, None if ignored else prevalence).items():
             outcomes.setdefault(name, {"patient": None, "slide": None})[level] = point
     chosen = frozen.notes if isinstance(frozen, Frozen) else _notes_of_folds(frozen)
     if outcomes and not isinstance(frozen, Frozen):
         chosen = [*chosen, _OWN_THRESHOLDS]
-    return {"rule": _first(frozen).rule, "outcomes": outcomes, "notes": [*chosen, *_claim_notes(outcomes)]}
+    return {"rule": _first(frozen).rule, "outcomes": outcomes, "notes": [*chosen, *ignored, *_claim_notes(outcomes)]}
 
 
 def _chosen(predictions: pd.DataFrame, target: Target, unit: Unit, rule: str | None, claims: Claims) -> Frozen:
@@ -151,20 +156,22 @@ def _chosen(predictions: pd.DataFrame, target: Target, unit: Unit, rule: str | N
     if scored is None or not len(scored.truth):
         message = f"nothing can be chosen for {target.name}: no patient to choose on has a label and a score"
         raise InputError(message)
-    n_patients, notes = len(scored.names), []
-    calibration = None
+    prevalence = None if _is_several(target, screening) else claims.prevalence
+    calibration, calibrated, notes = None, predictions, list[str]()
     if claims.calibration != "none":
         shares = 1 / np.bincount(scored.patients)[scored.patients]  # a patient counts once, however many slides
         calibration = Calibration.fitted(claims.calibration, target, scored.truth, scored.scores, shares)
-        scored = replace(scored, scores=calibration.apply(target, scored.scores))
-        notes += calibration.notes(target, scored.truth, scored.scores, n_patients)
-    patients = by_patient(scored, target)
+        only = Frozen(calibration=calibration, chosen_on="", n_patients=0)
+        calibrated = apply_frozen(only, predictions, target, unit)
+        scored = scored_slides(calibrated, target)
+        notes += calibration.notes(target, scored.truth, scored.scores, len(scored.names))
+    patients = scored_patients(calibrated, target)  # as in `frozen.patient_table`: what decides is what is chosen on
     levels: list[tuple[Level, Scored]] = [("patient", patients)]
     levels += [("slide", scored)] if unit == "slide" else []
     thresholds: dict[str, dict[str, float]] = {}
     for level, rows in levels if parsed else ():
         for outcome in outcomes_of(target, screening, rows):
-            threshold, said = _threshold(parsed, outcome, level, claims.prevalence)
+            threshold, said = _threshold(parsed, outcome, level, prevalence)
             notes += said
             if threshold is not None:
                 thresholds.setdefault(outcome.name, {})[level] = threshold
@@ -179,7 +186,7 @@ def _chosen(predictions: pd.DataFrame, target: Target, unit: Unit, rule: str | N
         thresholds=thresholds,
         conformal=conformal,
         chosen_on="the other folds",
-        n_patients=n_patients,
+        n_patients=len(patients.names),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -195,6 +202,11 @@ def _asked(target: Target, rule: str | None, claims: Claims) -> Rule | None:
     for option in [name for name, value in options.items() if value is not None]:
         require_probabilities(target, option)
     return None if rule is None else parse_rule(rule)
+
+
+def _is_several(target: Target, screening: Screening | None) -> bool:
+    """Whether several questions are asked; a stated prevalence is of one condition."""
+    return len(decision_columns(target, screening)) > 1
 
 
 def _threshold(
@@ -238,7 +250,8 @@ def _with_folds(predictions: pd.DataFrame, target: Target) -> pd.DataFrame | Non
     folds = min(FOLDS, int(smallest))
     if folds < 2:
         return None
-    return rows.assign(fold=assign_folds(cut, folds, 0))
+    fold_of = dict(zip(rows["patient_id"], assign_folds(cut, folds, 0), strict=True))
+    return predictions.assign(fold=predictions["patient_id"].map(fold_of)).dropna(subset="fold")
 
 
 def _points(

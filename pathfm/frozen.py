@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from pathfm.atpoint import SHAPE as _AT_POINT
+from pathfm.cohortfigures import patient_rows, rescored
 from pathfm.conformal import ConformalSets
 from pathfm.decisions import NEGATIVE, POSITIVE, Screening, asked, decision_columns, decision_scores, with_origins
 from pathfm.errors import InputError
 from pathfm.files import canonical_json, sha256_text
 from pathfm.operating import parse_rule
-from pathfm.patients import BETWEEN
 from pathfm.recalibration import Calibration
 from pathfm.tables import first_line, misfit
 from pathfm.targets import Classes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pathfm.metrics import Booleans, Floats, Integers
+    from pathfm.metrics import Booleans, Floats
     from pathfm.targets import Scores, Target
 
 Level = Literal["slide", "patient"]
@@ -129,16 +129,17 @@ class Frozen:
         )
 
 
-def frozen_sha256(frozen: Mapping[str, Any] | None, weights_sha256: str) -> str:
-    """The digest that binds what is frozen to the weights that it was frozen with, 64 hex digits.
+def frozen_sha256(frozen: Mapping[str, Any] | None, of: Mapping[str, Any], weights_sha256: str) -> str:
+    """The digest that binds what is frozen to what it was frozen with, 64 hex digits.
 
     It notices damage and careless edits of either file. It is no signature: whoever edits on purpose can write it anew.
 
     Args:
         frozen: the key `frozen` of model.json: by the name of the target its `Frozen.facts`.
+        of: what the scores mean that thresholds are of, as JSON: classes in their order, units, what heads read.
         weights_sha256: of model.safetensors.
     """
-    return sha256_text(canonical_json({"frozen": frozen, "weights": weights_sha256}))
+    return sha256_text(canonical_json({"frozen": frozen, "of": of, "weights": weights_sha256}))
 
 
 def apply_frozen(frozen: Frozen, table: pd.DataFrame, target: Target, level: Level) -> pd.DataFrame:
@@ -158,29 +159,21 @@ def apply_frozen(frozen: Frozen, table: pd.DataFrame, target: Target, level: Lev
     if frozen.calibration is not None:
         known = _is_known(scores)
         scores[known] = frozen.calibration.apply(target, scores[known])
-    return _decided(frozen, _rescored(table, target, scores), target, level)
+    return _decided(frozen, rescored(table, target, scores), target, level)
 
 
 def patient_table(table: pd.DataFrame, target: Target, frozen: Frozen | Mapping[int, Frozen]) -> pd.DataFrame:
     """One row a patient of a table that `apply_frozen` or `freezing.cross_fitted` made, with its decisions as a patient.
 
-    It is a predictions table like that of a model of patients: slide_id holds the slides with ";" between, the label is
-    that of `Target.of_patient`, the scores are the means of the slides' calibrated ones, n_tiles is their sum. The
-    decisions are by the thresholds of patients, `set` holds the possible classes. A slide of a patient that nobody knows
-    ("") is a patient of its own. A patient without a scored slide has no scores, and the reason of the first slide.
+    The rows are those of `cohortfigures.patient_rows`, with the means of the slides' calibrated scores, which is what
+    everything was chosen on. The decisions are by the thresholds of patients, `set` holds the possible classes.
 
     Args:
         table: rows of slides, or of patients, which come back one for one.
         target: what was asked.
         frozen: what it was made with; of cross-validation that of each fold.
     """
-    own = [patient or (place,) for place, patient in enumerate(table["patient_id"])]
-    codes, _ = pd.factorize(pd.Series(own, dtype=object))
-    order = np.argsort(codes, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []
-    scores = _scores(table, target)
-    means = np.array([_mean(scores[places]) for places in groups]).reshape(-1, len(target.names))
-    whole = _rescored(_patients(table, groups, target), target, means)
+    whole = patient_rows(table, target)
     if isinstance(frozen, Frozen):
         return _decided(frozen, whole, target, "patient")
     return by_fold(frozen, whole, lambda one, part: _decided(one, part, target, "patient"))
@@ -232,38 +225,12 @@ def _calls(score: Floats, known: Booleans, threshold: float | None) -> NDArray[n
     return calls
 
 
-def _patients(table: pd.DataFrame, groups: Sequence[Integers], target: Target) -> pd.DataFrame:
-    """The rows of patients, whose slides stand at some places, but for the scores: those of the first slides, joined."""
-    truth = target.of_texts([str(label) for label in table["label"]])
-    slides, tiles, reasons = list(table["slide_id"]), np.asarray(table["n_tiles"]), list(table["reason"])
-    rows = table.iloc[[at[0] for at in groups]].reset_index(drop=True)
-    return rows.assign(
-        slide_id=[BETWEEN.join(slides[place] for place in at) for at in groups],
-        label=target.texts(np.array([target.of_patient(truth[at]) for at in groups]).reshape(-1, target.width)),
-        n_tiles=[int(tiles[at].astype(np.int64).sum()) for at in groups],
-        reason=[min((reasons[place] for place in at), key=bool) for at in groups],
-    )
-
-
 def _scores(table: pd.DataFrame, target: Target) -> Scores:
     return np.array(table[target.names], dtype=np.float64).reshape(-1, len(target.names))
 
 
 def _is_known(scores: Scores) -> Booleans:
     return np.asarray(np.isfinite(scores).all(axis=1), dtype=bool)
-
-
-def _mean(scores: Scores) -> Floats:
-    known = scores[_is_known(scores)]
-    return np.asarray(known.mean(axis=0) if len(known) else np.full(scores.shape[1], np.nan))
-
-
-def _rescored(table: pd.DataFrame, target: Target, scores: Scores) -> pd.DataFrame:
-    known = _is_known(scores)
-    predicted = np.full(len(table), "", dtype=object)
-    predicted[known] = target.predicted(scores[known])
-    columns = {name: scores[:, place] for place, name in enumerate(target.names)}
-    return table.assign(predicted=predicted, **columns)
 
 
 def _conformal(facts: object, target: Target) -> ConformalSets:

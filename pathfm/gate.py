@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pathfm.criteria import CRITERIA, EVALUATIONS, Criteria, read_criteria
 from pathfm.errors import InputError, StageRefusedError, UnknownNameError
 from pathfm.evaluate import PROTOCOL
+from pathfm.evidence import SCREENED, figure_names
 from pathfm.files import sha256_file
 from pathfm.metrics import SHAPE as FIGURE
 from pathfm.model import model_sha256, read_model
@@ -92,7 +93,8 @@ def gate(model: Path, criteria: Path, evaluation: list[Path] | None = None, stag
     if STAGES.index(given) < STAGES.index(wanted):
         for line in str(result).splitlines():
             logger.info("%s", line)
-        raise StageRefusedError(wanted, given, [one for one in checks if not one.met and _counts_for(one, wanted)])
+        failed = [one for one in checks if not one.met and _counts_for(one, wanted)]
+        raise StageRefusedError(wanted, given, failed, _names(declared, failed, evidence))
     return result
 
 
@@ -168,6 +170,18 @@ def _reached(declared: Criteria, checks: Sequence[Check], most: Stage | None) ->
     return reached
 
 
+def _names(declared: Criteria, failed: Sequence[Check], evidence: _Evidence) -> list[str]:
+    """Each criterion once, whatever it was held against, and of the controls which."""
+    names: dict[str, list[str]] = {}
+    for one in failed:
+        which = names.setdefault(one.criterion, [])
+        document = evidence.cross_validation.get(one.evidence)
+        if one.criterion == "controls" and document is not None:
+            asked, check = declared.stages[one.stage]["cross_validation"]["controls"], CRITERIA["controls"].check
+            which += [name.replace("_", " ") for name in asked if not check(document, (name,)).met]
+    return [f"{name} ({', '.join(dict.fromkeys(which))})" if which else name for name, which in names.items()]
+
+
 def _counts_for(check: Check, stage: Stage) -> bool:
     return STAGES.index(check.stage) <= STAGES.index(stage)
 
@@ -211,9 +225,16 @@ def _require_shape(where: str, document: Mapping[str, Any], remedy: str) -> None
 def _require_figures(path: Path, declared: Criteria, evidence: _Evidence) -> None:
     """A figure that no target has would otherwise fail without saying that it was misspelt."""
     documents = [*filter(None, evidence.cross_validation.values()), *evidence.external.values()]
-    known = {name for document in documents for name in document["figures"]}
+    of_part = {
+        "cross_validation": list(filter(None, evidence.cross_validation.values())),
+        "external": list(evidence.external.values()),
+    }
     for parts in declared.stages.values():
-        for part in parts.values():
+        for where, part in parts.items():
+            known = {name for document in of_part[where] or documents for name in figure_names(document)}
             for name in part.get("figure_at_least", {}):
                 if documents and name not in known:
-                    raise UnknownNameError("figure", name, known, f"correct figure_at_least in {path}")
+                    remedy = f"correct {where}.figure_at_least in {path}"
+                    if name in SCREENED:
+                        remedy += ", or train a screening (--claims.negative) with an operating point"
+                    raise UnknownNameError("figure", name, known, remedy)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathfm.labelled import LabelledSlides
     from pathfm.model import Model
     from pathfm.nearduplicates import Pair
+    from pathfm.patients import Unit
     from pathfm.reference import Reference
 
 SHAPE = {"checked": [str], "not_checked": [{"what": str, "why": str}]}
@@ -41,7 +42,7 @@ def require_no_leak(
     Args:
         slides: the cohort.
         sides: of each cut, such as of each repeat of a cross-validation, the side of each row of the table: its fold, or
-            "train" or "test"; a missing one and "" are no side.
+            "train", "val" or "test"; a missing one and "" are no side.
         reference: the usable slides of the cohort.
         split: "site" where the cut is to keep sites apart.
 
@@ -128,6 +129,32 @@ def _block(blind: Iterable[_Blind]) -> dict[str, Any]:
     }
 
 
+def cuts_of(split: pd.Series[str], stated: pd.Series[str], *, freezes: bool) -> list[pd.Series[str]]:
+    """What may not be shared by the sides of a training, for `require_no_leak`.
+
+    Rows to stop on have been seen like those to learn from. Where something is frozen, it is chosen on them as on unseen
+    ones, and they are a side of their own. That is asked of val rows that a table states alone: those that were set
+    aside are no choice of the user's, who could not move them.
+
+    Args:
+        split: of each row "train", "val", "test" or "", as `splits.split_of` has it.
+        stated: the same as the cohort table says it, all "" where it does not.
+        freezes: whether something is chosen on the val rows.
+    """
+    return [split.replace({"val": "train"}), *([stated] if freezes else [])]
+
+
+def scans_of(bags: pd.DataFrame, unit: Unit) -> dict[str, str]:
+    """Of each slide of some bags its digest, "" where it has none.
+
+    Args:
+        bags: rows of `LabelledSlides.table`.
+        unit: what a bag is.
+    """
+    pairs = zip(bags["slide_id"], bags["slide_digests"], strict=True)
+    return {name: one for bag, its in pairs for name, one in zip(slides_of_bag(bag, unit), its, strict=True)}
+
+
 def _by_slide(slides: LabelledSlides) -> pd.DataFrame:
     """One row a slide: bag, slide_id, patient_id, slide_digest and sites, which are those of all slides of its bag."""
     rows = [
@@ -197,7 +224,7 @@ def _kind(digest: str) -> str:
 
 def _digests(slides: LabelledSlides) -> list[str]:
     """Of the slides that are learned from or scored; one that failed has none and cannot leak."""
-    return [digest for its in slides.usable["slide_digests"] for digest in its]
+    return list(scans_of(slides.usable, slides.unit).values())
 
 
 def _blind_digests(digests: Sequence[str]) -> list[_Blind]:

@@ -8,11 +8,9 @@ delete a line.
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import hashlib
-import io
 import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,6 +30,7 @@ SHAPE = {"looks": int, "models": int, "test_set": str, "first": str, "file": str
 """Of the block "ledger" of metrics.json, in the grammar of `tables.misfit`."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _MOST_BYTES = 1 << 26  # a look a minute for a year has less
+_LONGEST = 1000  # characters of a line; a look has 200
 _REMEDY = "pass --ledger a file in a folder that you may write to, and keep it: it counts the looks at this test set"
 
 
@@ -40,7 +39,7 @@ def ledger_of(cohort: Path) -> Path:
     return cohort.with_name(f"{cohort.stem}.ledger.csv")
 
 
-def test_set_sha256(slides: Mapping[str, str]) -> str:
+def set_sha256(slides: Mapping[str, str]) -> str:
     """Hex digest of a test set: of the sorted digests of its slides, so that neither names nor order matter.
 
     Args:
@@ -60,8 +59,8 @@ def record_look(
 
     Args:
         ledger: the file; made where it is not there.
-        test_set: as `test_set_sha256` has it.
-        model: hex digest of what was tried, such as of model.json.
+        test_set: as `set_sha256` has it.
+        model: hex digest of what was tried, such as of model.json; of a model that is not written yet its fingerprint.
         what: the command, such as "evaluate".
         n_slides: of the test set.
         shown: what the block calls the ledger, in place of the name of its file, which may be called after somebody.
@@ -78,8 +77,9 @@ def record_look(
     row = dict(zip(COLUMNS, (now, test_set, model, what, str(n_slides), __version__), strict=True))
     try:
         with disk_full_named(ledger), _locked(ledger) as descriptor:
-            before = _rows(ledger, _content(ledger, descriptor))
-            _append(ledger, descriptor, row)
+            content = _content(ledger, descriptor)
+            before = _rows(ledger, content)
+            _append(ledger, descriptor, content, row)
     except OSError as error:
         message = f"{ledger} cannot be written ({error.strerror}); {_REMEDY}"
         raise InputError(message) from error
@@ -120,28 +120,50 @@ def _content(ledger: Path, descriptor: int) -> str:
 
 
 def _rows(ledger: Path, content: str) -> list[dict[str, str]]:
-    """The looks before this one. A line that was not written to its end, as by a full disk, is none."""
+    """The looks before this one.
+
+    No cell of a ledger needs quotes, so a line is a look whatever quotes somebody left in another.
+
+    Raises:
+        InputError: another header, or a line that is no look: one that was left out would not be counted.
+    """
     if not content:
         return []
-    whole = content[: content.rfind("\n") + 1]
-    header, *rows = list(csv.reader(io.StringIO(whole), strict=False)) or [[]]
-    if tuple(header) != COLUMNS:
+    *whole, last = content.split("\n")
+    header, *lines = [*whole, *([] if _is_torn(last) else [last])] or [""]
+    if tuple(_cells(header)) != COLUMNS:
         raise _no_ledger(ledger, f"has other columns than {', '.join(COLUMNS)}")
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows if len(row) == len(COLUMNS)]
+    for number, line in enumerate(lines, 2):
+        if len(_cells(line)) != len(COLUMNS) or len(line) > _LONGEST:
+            message = (
+                f"{ledger} holds something else than a look in line {number}; mend the line, or move the file away and pass"
+                " --ledger another one"
+            )
+            raise InputError(message)
+    return [dict(zip(COLUMNS, _cells(line), strict=True)) for line in lines]
 
 
-def _append(ledger: Path, descriptor: int, row: Mapping[str, str]) -> None:
-    """Adds a line in one write, and takes back what of it a full disk has let through."""
-    size = os.fstat(descriptor).st_size
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if not size:
-        writer.writerow(COLUMNS)
-    elif os.pread(descriptor, 1, size - 1) != b"\n":
-        text.write("\n")
-    writer.writerow([row[name] for name in COLUMNS])
+def _cells(line: str) -> list[str]:
+    return line.removesuffix("\r").split(",")  # an editor may have ended it its own way
+
+
+def _is_torn(last: str) -> bool:
+    """Whether what follows the last end of a line was not written to its own, as by a machine that stopped, or is nothing."""
+    return len(_cells(last)) < len(COLUMNS)
+
+
+def _append(ledger: Path, descriptor: int, content: str, row: Mapping[str, str]) -> None:
+    """Adds a line in one write, in place of a torn one, and takes back what of it a full disk has let through."""
+    last = content.rpartition("\n")[2]
+    torn = len(last.encode()) if _is_torn(last) else 0
+    size = os.fstat(descriptor).st_size - torn
+    if torn:
+        os.ftruncate(descriptor, size)
+    lines = [] if size else [",".join(COLUMNS)]
+    lines.append(",".join(row[name] for name in COLUMNS))
+    text = ("\n" if last and not torn else "") + "".join(f"{line}\n" for line in lines)
     try:
-        write_all(descriptor, text.getvalue().encode())
+        write_all(descriptor, text.encode())
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)

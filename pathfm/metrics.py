@@ -131,6 +131,9 @@ def figure_of(value: float, draws: Floats, skew: float = 0.0) -> Figure:
     equation 3.8. Plain percentiles of an AUROC near 1 miss it three times as often as they say on one side
     (docs/statistics.md has the counts); these do not, and like them they stay within what the figure can be.
 
+    Where no resample differs (an AUROC of 1, a model with one score for everybody) the interval has no width. That is no
+    certainty: the resamples then tell nothing of other patients, and who shows the figure has to say so.
+
     Args:
         value: of all rows.
         draws: of the resamples, float64 (b,); those that are not finite do not count.

@@ -250,8 +250,12 @@ def _rows(reference: Reference | None) -> tuple[Any, ...] | None:
 
 
 def _seal(described: dict[str, Any]) -> str | None:
-    """What tells that nobody moved what is frozen."""
-    return frozen_sha256(described["frozen"], described["weights_sha256"]) if described["frozen"] else None
+    """What tells that nobody moved what is frozen, nor what it refers to: which class a score is of, and of which bags."""
+    if not described["frozen"]:
+        return None
+    of = {key: described[key] for key in ("targets", "unit", "covariates", "dim")}
+    of["heads"] = [{key: head[key] for key in ("name", "kwargs", "targets")} for head in described["heads"]]
+    return frozen_sha256(described["frozen"], of, described["weights_sha256"])
 
 
 def _require_sense(path: Path, described: dict[str, Any]) -> None:
@@ -271,7 +275,9 @@ def _require_sense(path: Path, described: dict[str, Any]) -> None:
         raise damaged(path, "key 'recipe_sha256' does not match its recipe")
     if described["frozen_sha256"] != _seal(described):
         raise damaged(
-            path, "key 'frozen' is not what was frozen with these weights: an operating point cannot be moved"
+            path,
+            "key 'frozen' is not what was frozen with these weights, targets, unit and covariates: an operating point"
+            " cannot be moved",
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pathfm.cardfile import NOT_STATED, TEXTS, Card, read_card
-from pathfm.plainly import STAGE_WORDS
+from pathfm.plainly import STAGE_WORDS, named_figures
 from pathfm.tripod import backbones_of
-from pathfm.words import gives, interval, model_facts, share, words_of
+from pathfm.words import gives, interval, model_facts, share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,9 +128,8 @@ def _licence(data: ReportData, card: Card) -> list[tuple[str, list[str]]]:
 
 def _figures(data: ReportData) -> list[tuple[str, list[str]]]:
     metrics = data.metrics
-    block = metrics["patient"]
     tested = f"{metrics['protocol']}, {metrics['n_patients']} patients"
-    figures = [f"{words_of(name).name} {interval(block[name])}" for name in metrics["figures"]] if block else []
+    figures = [f"{name}: {interval(figure)}" for name, figure in named_figures(data.target, metrics)]
     rows = [("Tested by", [tested]), ("By patient, 95 % interval", figures or ["no labelled patient was scored"])]
     points = metrics["operating_points"]
     decided = {name: point["patient"] for name, point in points["outcomes"].items()} if points else {}

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 GRAMMAR = "specificity>=0.95, sensitivity>=0.9, cost:10/1 (a missed one to a false alarm) or youden"
 """What `parse_rule` reads, in examples."""
-_BOUND = re.compile(r"(specificity|sensitivity)\s*>=\s*(\d*\.?\d+)")
-_COST = re.compile(r"cost\s*:\s*(\d*\.?\d+)\s*/\s*(\d*\.?\d+)")
-_LONGEST = 80  # of a rule; a longer text is none
+_NUMBER = r"(\d{0,20}\.?\d{1,20})"  # bounded, so that no text holds one that is not written again as it was read
+_BOUND = re.compile(rf"(specificity|sensitivity)\s*>=\s*{_NUMBER}")
+_COST = re.compile(rf"cost\s*:\s*{_NUMBER}\s*/\s*{_NUMBER}")
+_LONGEST = 80  # of a text that is shown because it is no rule
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Rule:
     def __str__(self) -> str:
         """As `parse_rule` reads it."""
         if self.kind == "cost":
-            return f"cost:{self.missed:g}/{self.alarm:g}"
-        return self.kind if self.kind == "youden" else f"{self.kind}>={self.bound:.10g}"
+            return f"cost:{_plain(self.missed)}/{_plain(self.alarm)}"
+        return self.kind if self.kind == "youden" else f"{self.kind}>={_plain(self.bound)}"
 
 
 class Choice(NamedTuple):
@@ -62,13 +63,13 @@ def parse_rule(text: str) -> Rule:
     Raises:
         InputError: another text, or a share or cost that is none; the message holds the grammar.
     """
-    words = text.strip().lower()[:_LONGEST]
+    words = text.strip().lower()
     bound, cost = _BOUND.fullmatch(words), _COST.fullmatch(words)
     if words == "youden":
         return Rule("youden")
     if bound and 0 < float(bound[2]) <= 1:
         return Rule("specificity" if bound[1] == "specificity" else "sensitivity", float(bound[2]))
-    if cost and 0 < float(cost[1]) < math.inf and 0 < float(cost[2]) < math.inf:
+    if cost and min(float(cost[1]), float(cost[2])) > 0:
         return Rule("cost", missed=float(cost[1]), alarm=float(cost[2]))
     message = f"--operating-point {text[:_LONGEST]!r} is no rule; write {GRAMMAR}, shares above 0 and at most 1"
     raise InputError(message)
@@ -107,6 +108,11 @@ def choose(rule: Rule, positive: Booleans, score: Floats, prevalence: float | No
     cut = _best(rule, true, false, prevalence)
     notes = _notes(rule, int(true[cut]), int(false[cut]), n_positive, n_negative)
     return Choice(_threshold(levels, cut), tuple(notes))
+
+
+def _plain(number: float) -> str:
+    """All digits that tell a number from its neighbours, without an exponent."""
+    return np.format_float_positional(number, trim="-")
 
 
 def _at_or_above(levels: Floats, score: Floats) -> Integers:

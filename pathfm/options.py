@@ -77,7 +77,7 @@ def _with_lists(found: dict[str, Any], lists: set[str]) -> dict[str, Any]:
 def without_names(settings: Namespace) -> Namespace:
     """The settings without the paths that may name people; to run from them these have to be said again."""
     shown = settings.clone()
-    people = ("slides", "cohort", "outlines", "annotations", "images", "features", "coords")
+    people = ("slides", "cohort", "outlines", "annotations", "images", "features", "coords", "ledger")
     for name in (*people, "config", "pseudonymise"):
         if shown.get(name) is not None:
             shown[name] = [WITHHELD] if isinstance(shown[name], list) else WITHHELD

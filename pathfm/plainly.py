@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pathfm.decisions import ANY
@@ -27,10 +26,15 @@ STAGE_WORDS: dict[Stage, str] = {
 _MOST_OUTCOMES = 3
 _MOST_REASONS = 3
 _PERMUTED = "permuted_labels"
+_OVER_QUESTIONS = ("auroc", "average_precision")
+_GUESSED = 0.5  # the AUROC of a guess
 _NO_WIDTH = "; with so few patients that the interval has no width the true value may well be lower"
 _LED_BY = "Whether it is led by the {}"
 _LED = {_PERMUTED: "Whether something besides the labels leads across folds"}
 _CALIBRATED = {"slope": 1.0, "intercept": 0.0}
+_WIDEST_SLOPE = 1.0  # such as from 0.5, twice too extreme, to 1.5
+_FEW_CALIBRATED = 50  # patients
+_MOST_P = 0.1  # of a weakest group that is named among the first sentences
 
 
 class Plain(NamedTuple):
@@ -61,11 +65,13 @@ def plain_summary(target: Target, metrics: Metrics, stamp: StageStamp) -> Plain:
     """
     ranks, unranked = _ranking(target, metrics)
     calibrated, uncalibrated = _probabilities(target, metrics)
+    strata, unproven = _strata(metrics)
     return Plain(
         alarm=_alarm(metrics),
-        can=[*ranks, *_decisions(target, metrics), *_origin(metrics), *calibrated, *_abstention(metrics)],
+        can=[*ranks, *_decisions(target, metrics), *strata, *_origin(metrics), *calibrated, *_abstention(metrics)],
         cannot=[
             *unranked,
+            *unproven,
             *_bounds(metrics),
             *uncalibrated,
             *_undecided(target, metrics),
@@ -75,6 +81,25 @@ def plain_summary(target: Target, metrics: Metrics, stamp: StageStamp) -> Plain:
         rests_on=_rests_on(target, metrics),
         stage=_stage(stamp),
     )
+
+
+def named_figures(target: Target, metrics: Metrics) -> list[tuple[str, Mapping[str, Any]]]:
+    """The figures by patient, each under its name, the one that counts first: of a screening the AUROC of any."""
+    block = metrics["patient"]
+    rows = [(figure_name(target, metrics, key), block[key]) for key in metrics["figures"]] if block else []
+    if not metrics["screening"]:
+        return rows
+    return [(f"{words_of('auroc').name} of {condition(target, ANY)}", metrics["screening"]["any"]["auroc"]), *rows]
+
+
+def figure_name(target: Target, metrics: Metrics, key: str) -> str:
+    """The name of a figure; one that is a mean over questions says so."""
+    name = words_of(key).name
+    if key in _OVER_QUESTIONS and target.kind == "classes" and len(target.groups) > 2:
+        return f"{name}, mean over one class against the rest"
+    if key in _OVER_QUESTIONS and target.kind == "multilabel" and metrics["screening"]:
+        return f"{name}, mean over the labels"
+    return name
 
 
 def _alarm(metrics: Metrics) -> str:
@@ -110,8 +135,7 @@ def _ranking(target: Target, metrics: Metrics) -> tuple[list[str], list[str]]:
 
 
 def _rank_sentence(main: str, figure: Mapping[str, Any], what: str) -> str:
-    value, low, high = (math.floor(100 * figure[key] + 1e-9) for key in ("value", "low", "high"))
-    about = f"in about {value} (95 % interval {low} to {high}){_NO_WIDTH if figure['low'] == figure['high'] else ''}"
+    about = _of_pairs(figure)
     if main == "auroc":
         return (
             f"Of 100 pairs of patients, one with {what} and one without, it scores the right one higher {about}. By"
@@ -124,6 +148,17 @@ def _rank_sentence(main: str, figure: Mapping[str, Any], what: str) -> str:
         )
     words = words_of(main)
     return f"Its patient-level {words.name} ({words.meaning}) is {_with_interval(figure)}; {words.scale}."
+
+
+def _of_pairs(figure: Mapping[str, Any]) -> str:
+    value, low, high = (_of_hundred(figure[key]) for key in ("value", "low", "high"))
+    return f"in about {value} (95 % interval {low} to {high}){_NO_WIDTH if figure['low'] == figure['high'] else ''}"
+
+
+def _of_hundred(value: float) -> int:
+    """Pairs of 100, rounded as the table rounds; certain of all or of none only where the figure is."""
+    hundredths = round(100 * float(f"{value:.2f}"))
+    return min(max(hundredths, int(value > 0)), 100 - int(value < 1))
 
 
 def _with_interval(figure: Mapping[str, Any]) -> str:
@@ -168,13 +203,39 @@ def _predictive(values: Mapping[str, Any], what: str) -> str:
     )
 
 
+def _strata(metrics: Metrics) -> tuple[list[str], list[str]]:
+    """How the common and the rare ones fare each: what any reaches says nothing of the rare. Shown, and not shown."""
+    can, cannot = [], []
+    for name, block in (metrics["screening"] or {"strata": {}})["strata"].items():
+        if block is None:
+            continue
+        figure, what = block["auroc"], f"{name} cancers ({_counted(block['n'], 'patient')})"
+        if figure["value"] is None:
+            cannot.append(f"How it does on {what}: the patient-level AUROC could not be computed.")
+            continue
+        told = (
+            f"Of 100 pairs of one patient with one of the {what} and one without cancer, it scores the right one higher"
+            f" {_of_pairs(figure)}."
+        )
+        found = block["at_point"]["sensitivity"] if block["at_point"] else None
+        if found and found["value"] is not None:
+            told += f" At the operating point it flags {found['k']} of {found['n']} of them ({_percent(found)})."
+        if figure["low"] <= _GUESSED:
+            cannot.append(f"It is not shown to be better than guessing on {name} cancers. {told}")
+        else:
+            can.append(told)
+    return can, cannot
+
+
 def _origin(metrics: Metrics) -> list[str]:
     block = metrics["screening"]
     if not block or not block["origin"]["top1"] or block["origin"]["top1"]["value"] is None:
         return []
-    return [
-        f"Where it rightly flags a patient, the type it names first is the right one in {share(block['origin']['top1'])} (95 % interval)."
-    ]
+    right, of_all = block["origin"]["top1"], block["origin"]["top1_of_all"]
+    told = f"Where it rightly flags a patient, the type it names first is the right one in {share(right)}"
+    if of_all and of_all["value"] is not None:
+        told += f"; of all patients with cancer, missed ones too, it flags and names {share(of_all)} rightly"
+    return [f"{told} (95 % intervals)."]
 
 
 def _probabilities(target: Target, metrics: Metrics) -> tuple[list[str], list[str]]:
@@ -196,9 +257,20 @@ def _probabilities(target: Target, metrics: Metrics) -> tuple[list[str], list[st
             cannot.append(
                 f"Its probability of {condition(target, name)} is not to be taken at its word: {' and '.join(wrong)} ({told})."
             )
+        elif _says_little(one):
+            cannot.append(
+                f"Whether its probability of {condition(target, name)} can be taken at its word: too few patients,"
+                f" {one['n']} ({told})."
+            )
         else:
             can.append(f"Its probability of {condition(target, name)} is not seen to be off ({told}).")
     return can, cannot
+
+
+def _says_little(one: Mapping[str, Any]) -> bool:
+    """An interval that holds right and badly wrong probabilities alike, or so few patients that it is none to go by."""
+    width = one["slope"]["high"] - one["slope"]["low"]
+    return bool(one["n"] < _FEW_CALIBRATED or width > _WIDEST_SLOPE)
 
 
 def _excludes(figure: Mapping[str, Any], best: float) -> bool:
@@ -250,7 +322,7 @@ def _undecided(target: Target, metrics: Metrics) -> list[str]:
 
 
 def _untested(metrics: Metrics) -> list[str]:
-    """Weak groups, shift, and controls that could not be had."""
+    """Groups that are weaker than by chance, shift, and controls that could not be had."""
     missing = {name: block["why"] for name, block in metrics["controls"].items() if not block["available"]}
     lines = [
         f"{_LED.get(name, _LED_BY).format(control_name(name))}: not tested, {why}." for name, why in missing.items()
@@ -260,7 +332,7 @@ def _untested(metrics: Metrics) -> list[str]:
     groups = metrics["subgroups"]
     for column, block in groups["columns"].items() if groups else ():
         worst = next((row for row in block["rows"] if row["value"] == block["worst"]), None)
-        if worst and worst["figure"]["value"] is not None:
+        if worst and worst["figure"]["value"] is not None and block["p"] is not None and block["p"] <= _MOST_P:
             name = words_of(groups["figure"]).name
             lines.append(
                 f"It is weakest where {column} is {worst['value']}: {name} {_with_interval(worst['figure'])}, {worst['n']} patients."
@@ -284,10 +356,10 @@ def _elsewhere(metrics: Metrics) -> list[str]:
 def _rests_on(target: Target, metrics: Metrics) -> list[str]:
     protocol, left_out = metrics["protocol"], len(metrics["left_out"])
     lines = [
-        f"{metrics['n_patients']} patients{_counts(target, metrics['patient'])} with {metrics['n_slides']} slides.",
+        f"{_counted(metrics['n_patients'], 'patient')}{_counts(target, metrics['patient'])} with {_counted(metrics['n_slides'], 'slide')}.",
         _sentence(protocol),
     ]
-    return [*lines, f"{left_out} slides of the cohort took no part."] if left_out else lines
+    return [*lines, f"{_counted(left_out, 'slide')} of the cohort took no part."] if left_out else lines
 
 
 def _counts(target: Target, block: Mapping[str, Any] | None) -> str:
@@ -298,6 +370,10 @@ def _counts(target: Target, block: Mapping[str, Any] | None) -> str:
         without, having = counts.values()
         return f" ({having} with {condition(target, target.groups[1])}, {without} without)"
     return f" ({', '.join(f'{name}: {n}' for name, n in counts.items())})"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _stage(stamp: StageStamp) -> str:

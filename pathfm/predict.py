@@ -105,9 +105,10 @@ def predict(
         stage = read_stage(model)
         beside = _beside(frozen, rows, model, stage)
         predictions = {name: one.assign(**beside) for name, one in score_tables(frozen, rows, "split").items()}
-        write_results(
-            out, {name: (one, None) for name, one in predictions.items()}, patient_tables(predictions, frozen)
-        )
+        tables_of_patients = patient_tables(predictions, frozen).items()
+        of_patients = {name: _of_patients(one, predictions[name]) for name, one in tables_of_patients}
+        patients = {name: one for name, one in of_patients.items() if len(one)}
+        write_results(out, {name: (one, None) for name, one in predictions.items()}, patients)
         logger.warning("%s", stage)
         if failed:
             raise SlidesFailedError(len(failed), len(files), out / "embeddings" / "failures.csv")
@@ -194,6 +195,31 @@ def _beside(model: Model, rows: pd.DataFrame, folder: Path, stage: StageStamp) -
         columns["flagged"].append("yes" if its["flagged"].any() else "no" if len(its) else "")
         columns["why"].append("; ".join(filter(None, its["why"])))
     return columns | said
+
+
+def _of_patients(patients: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """A table of patients with what is known of any of their slides: one that is unlike, seen or without a score counts.
+
+    Args:
+        patients: as `frozen.patient_table` has it: in the order of their first slides.
+        predictions: the slides; one whose patient is not known ("") is left out, for it may be one of several.
+    """
+    own = [patient or (place,) for place, patient in enumerate(predictions["patient_id"])]
+    slides = predictions.groupby(pd.factorize(pd.Series(own, dtype=object))[0])
+    columns: dict[str, Any] = {
+        "split": [SEEN if (of == SEEN).any() else NEW for _, of in slides["split"]],
+        "n_unscored": [int((of != "").sum()) for _, of in slides["reason"]],
+    }
+    if "flagged" in predictions:
+        columns |= {name: slides[name].max().to_numpy() for name in ("ood", "colour", "mpp")}
+        columns["flagged"] = [max(of, key=("", "no", "yes").index) for _, of in slides["flagged"]]
+        columns["why"] = ["; ".join(dict.fromkeys(filter(None, of))) for _, of in slides["why"]]
+    known = patients.assign(**columns)
+    known = known[known["patient_id"] != ""]
+    if len(known) < len(patients):
+        what = "%d slides are of patients whom no table names: patients.csv has no row of them; pass --cohort"
+        logger.warning(what, len(patients) - len(known))
+    return known
 
 
 def _say_seen(model: Model, rows: pd.DataFrame) -> None:

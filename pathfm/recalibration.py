@@ -251,7 +251,8 @@ def _curve_of_facts(facts: object) -> Curve:
     x, y = (finite_numbers(facts.get(key) if isinstance(facts, dict) else None, key) for key in ("x", "y"))
     shares = all(0 <= one <= 1 + 1e-6 for one in (*x, *y))
     rising = bool(np.all(np.diff(x) > 0)) and bool(np.all(np.diff(y) >= 0))
-    if not 0 < len(x) == len(y) <= _MOST_POINTS or not shares or not rising:
+    # where every question had a share of 0, there would be nothing to divide by; no fitted curve reaches 0
+    if not 0 < len(x) == len(y) <= _MOST_POINTS or not shares or not rising or not y[0] > 0:
         message = "key 'curves' holds something else than points of a rising curve of shares"
         raise ValueError(message)
     return Curve(x, y)

@@ -20,11 +20,11 @@ from pathfm.files import write_text
 from pathfm.frequencies import frequencies
 from pathfm.licences import restricted
 from pathfm.modelcard import card_of, model_card
-from pathfm.plainly import plain_summary
+from pathfm.plainly import figure_name, named_figures, plain_summary
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.report_data import gather
-from pathfm.report_plots import MOST_CURVES, draw_plots, n_questions, risk_test
+from pathfm.report_plots import MOST_CURVES, draw_plots, line_at, n_questions, risk_test
 from pathfm.tables import first_line
 from pathfm.tripod import STATUS_WORDS, tripod_table
 from pathfm.version import __version__
@@ -86,8 +86,8 @@ def report(
         The file.
 
     Raises:
-        InputError: a file is missing or broken, no slide was held out, several targets and none named, or `out` does not
-            end in .html.
+        InputError: a file is missing or broken, no slide was held out, several targets and none named, scores of another
+            cohort, figures of another model, or `out` does not end in .html.
         CohortError: a cohort table that cannot be used.
         EmbeddingsError: embeddings that cannot be used, or of another recipe than the scores.
         ModelError: a model that cannot be used, or of another recipe than the scores.
@@ -117,6 +117,9 @@ def _shown(data: ReportData, card: Card) -> dict[str, Any]:
         "target": target,
         "classes": target.groups,
         "main": metrics["figures"][0],
+        "headline": next(iter(named_figures(target, metrics)), None),
+        "names": {key: figure_name(target, metrics, key) for key in metrics["figures"]},
+        "line_at": line_at(target, metrics),
         "whole": metrics["unit"] == "patient",
         "verdict": metrics["confounded"]["verdict"],
         "plain": plain_summary(target, metrics, data.stage),

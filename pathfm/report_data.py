@@ -16,7 +16,7 @@ from pathfm.failures import COLUMNS as FAILURE_COLUMNS
 from pathfm.heatmap import HEATMAPS_CSV
 from pathfm.joined import facts_of, find_caches, read_parts, slides_of
 from pathfm.licences import Licence
-from pathfm.model import read_description
+from pathfm.model import model_sha256, read_description
 from pathfm.patients import n_slides_of, slides_of_bag
 from pathfm.proven import name_some
 from pathfm.report_cohort import cohort_facts, credits_of, truth_of
@@ -24,6 +24,7 @@ from pathfm.results import find_results, read_metrics, read_predictions, target_
 from pathfm.scoring import require_slide
 from pathfm.stage import StageStamp, read_stage
 from pathfm.tables import read_table
+from pathfm.targets import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +46,7 @@ _HELD_OUT = ("test", "external")
 _REMEDY = "pass --crossval a folder that pathfm crossval wrote, or run it again"
 _HEATMAP_COLUMNS = ("slide_id", "target", "overlay", "gallery", "origin", "predicted", "label", "top_attention", "why")
 _MAX_ROWS = 500
+_OF_MODEL = ("protocol", "n_patients", "patient")
 _UNKNOWN_STAGE = StageStamp("development", ("no model was handed to this report (--model)",), "", "")
 
 
@@ -103,7 +105,7 @@ def gather(
 
     Raises:
         InputError: a file is missing, broken, of another format, or holds no held-out slides; several targets and none
-            named, or heatmaps of another one.
+            named, or heatmaps of another one; scores of another cohort, or figures of another model.
         UnknownNameError: no such target, or no such column.
         EmbeddingsError: an embeddings folder or file that cannot be used, or of another recipe than the scores.
         ModelError: a model directory that cannot be used, or of another recipe than the scores.
@@ -113,7 +115,10 @@ def gather(
     asked = target_of(metrics)
     predictions = _held_out(results, read_predictions(results / "predictions.csv", asked, _REMEDY))
     _require_together(results, metrics, predictions, asked)
+    _require_scored(results, cohort, predictions, metrics["unit"])
     final = read_description(model) if model else None
+    if model and final:
+        _require_of_model(results, metrics, asked, model, final)
     scored_by = _first_file(crossval / "folds" / "0" / "model.json", crossval / "model.json")
     scorer = read_description(scored_by.parent) if scored_by else None
     read = next((one["recipe"] for one in (scorer, final) if one), None)
@@ -175,6 +180,51 @@ def _require_together(folder: Path, metrics: Mapping[str, Any], predictions: pd.
             f"{folder}: metrics.json and predictions.csv do not belong together ({metrics['n_slides']} scored slides there,"
             f" {n_slides_of(list(rows['slide_id']), unit)} here); run the command that wrote them again"
         )
+        raise InputError(message)
+
+
+def _require_scored(folder: Path, cohort: Cohort, predictions: pd.DataFrame, unit: Unit) -> None:
+    """Refuses a cohort that lacks most of the slides that were scored: the report would tell of two."""
+    scored = [name for bag in predictions["slide_id"] for name in slides_of_bag(str(bag), unit)]
+    listed = set(cohort.table["slide_id"])
+    absent = [name for name in scored if name not in listed]
+    if 2 * len(absent) > len(scored):
+        message = (
+            f"{folder / 'predictions.csv'} scores {absent[0]}, which the cohort table does not list ({len(absent)} of"
+            f" {len(scored)} scored slides are not in it); pass --cohort the table that was scored, and --pseudonymise"
+            " where that run had it"
+        )
+        raise InputError(message)
+
+
+def _require_of_model(
+    folder: Path, metrics: Mapping[str, Any], target: Target, model: Path, final: Mapping[str, Any]
+) -> None:
+    """Refuses figures beside which a model would stand that never had them.
+
+    Of an evaluation the digest tells. Those of a cross-validation belong to models of the folds, and the final model to
+    them where it predicts the same and states no other figures; of those only what nobody adds to later is compared.
+    """
+    if metrics["model_sha256"]:
+        if metrics["model_sha256"] != model_sha256(model):
+            message = (
+                f"{folder / 'metrics.json'} holds figures of another model than --model {model}; pass --model the one that"
+                " was evaluated, or run pathfm evaluate with this one"
+            )
+            raise InputError(message)
+        return
+    remedy = "pass --model the one of this study, or leave it out"
+    mine = Task.of_facts(final["targets"]).targets
+    if not any((one.name, one.kind, list(one.names)) == (target.name, target.kind, list(target.names)) for one in mine):
+        message = (
+            f"{model} does not predict {target.name} as {folder / 'metrics.json'} has it ({target.kind}:"
+            f" {', '.join(target.names)}); {remedy}"
+        )
+        raise InputError(message)
+    stated = (final["figures"] or {}).get(target.name)
+    differing = [key for key in _OF_MODEL if stated and stated.get(key) != metrics[key]]
+    if differing:
+        message = f"{model} states other figures than {folder / 'metrics.json'} ({', '.join(differing)}); {remedy}"
         raise InputError(message)
 
 

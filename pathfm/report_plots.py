@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pathfm.cohortfigures import by_patient, scored_slides
+from pathfm.cohortfigures import scored_patients
 from pathfm.curves import precision_recall_band, reliability, roc_band
 from pathfm.decisions import Outcome, Screening, asked, outcomes_of
 from pathfm.figures import (
@@ -22,6 +22,7 @@ from pathfm.figures import (
     svg_bytes,
 )
 from pathfm.netbenefit import net_benefit
+from pathfm.plainly import figure_name
 from pathfm.survivalcurves import kaplan_meier, log_rank
 from pathfm.words import condition, control_name, words_of
 
@@ -56,11 +57,12 @@ def draw_plots(predictions: pd.DataFrame, target: Target, metrics: dict[str, Any
     main = metrics["figures"][0]
     if not metrics["patient"] or metrics["patient"][main]["value"] is None:
         return {}
-    patients = by_patient(scored_slides(predictions, target), target)
-    drawings = {"forest": _controls(metrics, main, target.chance), **_subgroups(metrics, main, target.chance)}
+    patients = scored_patients(predictions, target)
+    drawings = {"forest": _controls(metrics, main, target), **_subgroups(metrics, main, target.chance)}
     outcomes = _asked(target, metrics, patients)
     if outcomes:
-        drawings |= _curves(outcomes, patients, target, metrics) | {"scores": _scores(outcomes, patients, target)}
+        scores = _scores(outcomes, patients, target, line_at(target, metrics))
+        drawings |= _curves(outcomes, patients, target, metrics) | {"scores": scores}
     elif target.kind == "regression":
         true, predicted = patients.truth[:, 0].astype(float), patients.scores[:, 0]
         drawings["predicted"] = draw_predicted(true, predicted, target.name)
@@ -73,7 +75,7 @@ def risk_test(predictions: pd.DataFrame, target: Target) -> dict[str, Any] | Non
     """The log-rank test between the halves of lower and higher risk: p, and patients and events of each; None of others."""
     if target.kind not in ("cox", "hazards"):
         return None
-    patients = by_patient(scored_slides(predictions, target), target)
+    patients = scored_patients(predictions, target)
     time, event, group = _risk_groups(patients)
     rows = [
         {"name": name, "n": int((group == at).sum()), "events": int(event[group == at].sum())}
@@ -85,6 +87,20 @@ def risk_test(predictions: pd.DataFrame, target: Target) -> dict[str, Any] | Non
 def n_questions(target: Target, metrics: Mapping[str, Any]) -> int:
     """How many yes/no questions the scores answer, of which `MOST_CURVES` are drawn."""
     return len(asked(target, _screening(metrics)))
+
+
+def line_at(target: Target, metrics: Mapping[str, Any]) -> float | None:
+    """Where the plot of the scores has its line: the frozen threshold; 0.5 where none was chosen and the figures are at that.
+
+    None where no one line holds for all marks: each fold has a threshold of its own, or several questions are drawn.
+    """
+    block = metrics["operating_points"]
+    if block is None or block["rule"] is None:
+        halved = target.kind == "multilabel" or (target.kind == "classes" and len(target.groups) == 2)
+        return 0.5 if halved and not metrics["screening"] else None
+    points = [levels["patient"] for levels in block["outcomes"].values()]
+    at = points[0]["threshold"] if len(points) == n_questions(target, metrics) == 1 and points[0] else None
+    return None if at is None else float(at)
 
 
 def _screening(metrics: Mapping[str, Any]) -> Screening | None:
@@ -120,27 +136,27 @@ def _curves(
     }
 
 
-def _scores(outcomes: list[Outcome], patients: Scored, target: Target) -> Drawing:
+def _scores(outcomes: list[Outcome], patients: Scored, target: Target, at: float | None) -> Drawing:
     """Of one question its score in both groups, of several classes the probability of the true one, of labels of each."""
     if len(outcomes) > 1 and target.width == 1:
         codes = patients.truth[:, 0]
         of_class = {
             f"{target.name} {name}": patients.scores[codes == code, code] for code, name in enumerate(target.groups)
         }
-        return draw_scores(of_class, "probability of the true class, one mark a patient")
+        return draw_scores(of_class, "probability of the true class, one mark a patient", at)
     rows = {
         f"{'' if has else 'not '}{condition(target, one.name)}": one.score[one.positive == has]
         for one in outcomes
         for has in (True, False)
     }
     what = condition(target, outcomes[0].name) if len(outcomes) == 1 else "it"
-    return draw_scores(rows, f"score for {what}, one mark a patient")
+    return draw_scores(rows, f"score for {what}, one mark a patient", at)
 
 
-def _controls(metrics: Mapping[str, Any], main: str, chance: float) -> Drawing:
+def _controls(metrics: Mapping[str, Any], main: str, target: Target) -> Drawing:
     rows: list[tuple[str, Figure]] = [("the model", metrics["patient"][main])]
     rows += [(control_name(name), block[main]) for name, block in metrics["controls"].items() if block["available"]]
-    return draw_forest(rows, chance, f"patient-level {words_of(main).name} (95 % interval)")
+    return draw_forest(rows, target.chance, f"patient-level {figure_name(target, metrics, main)} (95 % interval)")
 
 
 def _subgroups(metrics: Mapping[str, Any], main: str, chance: float) -> dict[str, Drawing]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pathfm.atpoint import SHAPE as POINT_SHAPE
 from pathfm.atpoint import at_point
-from pathfm.cohortfigures import by_patient, scored_slides
+from pathfm.cohortfigures import scored_patients
 from pathfm.decisions import (
     ANY,
     POSITIVE,
@@ -91,7 +91,7 @@ def screening_block(
         threshold: what the decisions of patients were made at; None where each fold has its own.
         seed: of the resampling.
     """
-    patients = by_patient(scored_slides(predictions, target), target)
+    patients = scored_patients(predictions, target)
     flagged = _flagged(predictions, target, screening, patients)
     asked = _Asked(target, screening, patients, is_of_type(target, screening, patients), flagged, seed)
     types, rare = types_of(target, screening), np.isin(types_of(target, screening), screening.rare)
@@ -267,11 +267,16 @@ def _notes(asked: _Asked, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _commonest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What an origin is to be held against: who always names the most frequent type is often right."""
-    most = max(rows, key=lambda row: row["n"])
-    total = sum(row["n"] for row in rows)
+    n, total = max(row["n"] for row in rows), sum(row["n"] for row in rows)
     if len(rows) < 2 or not total:
         return []
-    share = f"{100 * most['n'] / total:.0f} %"
-    return [
-        f"most are of {most['name']}: who names it always is right in {most['n']} of {total} ({share}); compare the origin"
-    ]
+    most = [row["name"] for row in rows if row["n"] == n]
+    which, it = f"most are of {most[0]}", "it"
+    if len(most) > 1:
+        it = "one of them"
+        which = (
+            f"none is more frequent than {', '.join(most)}"
+            if len(most) < len(rows)
+            else "no type is more frequent than another"
+        )
+    return [f"{which}: who names {it} always is right in {n} of {total} ({100 * n / total:.0f} %); compare the origin"]

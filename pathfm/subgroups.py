@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathfm.cohort import sort_classes
-from pathfm.cohortfigures import by_patient, scored_slides
+from pathfm.cohortfigures import scored_patients
 from pathfm.decisions import (
     ANY,
     POSITIVE,
@@ -88,8 +88,7 @@ def subgroups_block(
         screening: how several types are asked as one.
         seed: of the resampling.
     """
-    slides = scored_slides(predictions, target)
-    patients = by_patient(slides, target)
+    patients = scored_patients(predictions, target)
     name, metric = _figure(target, screening)
     decided = patient_decisions(predictions, decision_columns(target, screening))
     flags = next(iter(decided.values())) if len(decided) == 1 else {}
@@ -98,7 +97,9 @@ def subgroups_block(
     return {"figure": name, "columns": blocks}
 
 
-def subgroup_columns(cohort: Cohort, names: Sequence[str]) -> dict[str, dict[str, str]]:
+def subgroup_columns(
+    cohort: Cohort, names: Sequence[str], option: str = "claims.subgroups"
+) -> dict[str, dict[str, str]]:
     """Of `ALWAYS`, where the cohort has them, and of the named columns the cells by slide_id, "" where not known.
 
     Raises:
@@ -109,7 +110,7 @@ def subgroup_columns(cohort: Cohort, names: Sequence[str]) -> dict[str, dict[str
         if name == "site" and name in cohort.stated:  # one of pathfm's own, which `Cohort.cells` does not give
             found[name] = dict(zip(cohort.table["slide_id"], known_text(cohort.table["site"]), strict=True))
         else:
-            found[name] = {str(slide): cell for slide, cell in cohort.cells([name], "claims.subgroups")[name].items()}
+            found[name] = {str(slide): cell for slide, cell in cohort.cells([name], option)[name].items()}
     return {name: cells for name, cells in found.items() if any(cells.values()) or name not in ALWAYS}
 
 

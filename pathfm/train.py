@@ -15,7 +15,8 @@ from pathfm.fit import Fit, Rows, fingerprint
 from pathfm.freezing import freeze
 from pathfm.frozen import Frozen, patient_table
 from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
-from pathfm.leakage import require_no_leak
+from pathfm.leakage import cuts_of, require_no_leak, scans_of
+from pathfm.ledger import ledger_of, record_look, set_sha256
 from pathfm.licences import require_permissive, warn_of_restrictions
 from pathfm.model import Model, read_model, same, write_model
 from pathfm.patients import Unit, slides_of_bag
@@ -72,6 +73,7 @@ def train(
     operating_point: str | None = None,
     claims: Claims = Claims(),
     require_license: Literal["permissive"] | None = None,
+    ledger: Path | None = None,
     pseudonymise: Path | None = None,
 ) -> Trained:
     """Trains one model into a model directory, with predictions.csv and metrics.json beside it.
@@ -97,14 +99,18 @@ def train(
             split the rows that decide when to stop serve; more patients, all of them, serve in crossval.
         claims: what else is chosen and frozen, and shown beside the figures.
         require_license: permissive refuses embeddings whose backbone restricts what is trained on them, or does not say.
+        ledger: where looks at the test rows are counted; <cohort>.ledger.csv beside the table where not given.
         pseudonymise: the key file that extract was given; ids in what is written are then keyed hashes.
 
     Raises:
-        InputError: the cohort or the settings cannot be used; patients on both sides of a split are refused.
+        InputError: the cohort or the settings cannot be used; patients on both sides of a split are refused; with test
+            rows also a ledger that cannot be written.
+        LeakageError: copies of a scan on both sides.
         EmbeddingsError: damaged files, several recipes, or folders that are not of the same tiles.
         LicenceError: a licence that `require_license` does not allow.
     """
-    with private_run(pseudonymise, out, embeddings, cohort=cohort) as names:
+    counted = ledger or ledger_of(cohort)
+    with private_run(pseudonymise, out, embeddings, ledger=counted, cohort=cohort) as names:
         table = read_cohort(cohort, names)
         slides = asked_of(labelled_slides(table, embeddings, label, unit=unit, covariates=covariates or ()), claims)
         heed_licences(slides, require_license)
@@ -112,7 +118,7 @@ def train(
         asked = Asked(operating_point, claims, subgroup_columns(table, claims.subgroups))
         able = require_asked(slides.task.targets, asked)
         reference = reference_of(slides, split != "")
-        leakage = require_no_leak(slides, [_sides(split)], reference)
+        leakage = require_no_leak(slides, cuts_of(split, slides.table["split"], freezes=asked.freezes), reference)
         rows = Rows(slides.rows(split == "train"), slides.rows(split == "val"))
         (model,) = fit_models(slides, [Job(rows, training, out, f"train {label}")], head)
         placed = slides.table.assign(split=split)[split != ""]
@@ -120,14 +126,20 @@ def train(
         model = replace(model, frozen=frozen or None, reference=_seen(reference, model))
         predictions = score_tables(model, placed, "split")
         targets = {target.name: target for target in model.task.targets}
+        test = scans_of(placed[(placed["split"] == "test") & (placed["reason"] == "")], slides.unit)
+        words = (set_sha256(test), model.training["fingerprint"], "train", len(test))
+        looked = record_look(counted, *words, shown=None if names is None else "the ledger") if test else None
+        blocks = {"leakage": leakage, "ledger": looked}
         metrics = {
-            name: _metrics(slides, targets[name], split, one, asked, frozen.get(name)) | {"leakage": leakage}
+            name: _metrics(slides, targets[name], split, one, asked, frozen.get(name)) | blocks
             for name, one in predictions.items()
         }
         results = {name: (one, metrics[name]) for name, one in predictions.items()}
         write_results(out, results, patient_tables(predictions, model))
         held_out = any(one["patient"] for one in metrics.values())
-        write_model(out, replace(model, figures=metrics if held_out else None))
+        # not how often it was looked at: the same model would be another one after each look
+        figures = {name: one | {"ledger": None} for name, one in metrics.items()}
+        write_model(out, replace(model, figures=figures if held_out else None))
         return Trained(out, model, predictions, metrics)
 
 
@@ -191,17 +203,8 @@ def _seen(reference: Reference, model: Model) -> Reference:
     return reference.at([row for row, name in enumerate(reference.slide_ids) if name in model.training["slides"]])
 
 
-def _sides(split: pd.Series[str]) -> pd.Series[str]:
-    """Rows to stop on have been seen like those to learn from."""
-    return split.replace({"val": "train"})
-
-
 def _frozen(model: Model, rows: pd.DataFrame, asked: Asked, able: Sequence[Target]) -> dict[str, Frozen]:
-    """What is chosen on the rows that only decided when to stop.
-
-    Raises:
-        InputError: none.
-    """
+    """What is chosen on the rows that only decided when to stop; of none it cannot be."""
     if not able:
         return {}
     if not len(rows):
@@ -282,11 +285,7 @@ def _record(slides: LabelledSlides, job: Job, fitted: Fit) -> dict[str, Any]:
     """What model.json says of the training; a patient who only decided when to stop has been seen too."""
     usable = slides.usable
     stopping, seen = usable.iloc[list(job.rows.stop)], usable.iloc[[*job.rows.learn, *job.rows.stop]]
-    digests = {
-        name: digest
-        for slide_id, known in zip(seen["slide_id"], seen["slide_digests"], strict=True)
-        for name, digest in zip(slides_of_bag(slide_id, slides.unit), known, strict=True)
-    }
+    digests = scans_of(seen, slides.unit)
     return {
         "settings": asdict(job.settings),
         "seed": job.settings.seed,

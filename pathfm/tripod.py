@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from pathfm.plainly import figure_name, named_figures
 from pathfm.tripoditems import ITEMS
-from pathfm.words import gives, interval, words_of
+from pathfm.words import gives, interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +103,7 @@ def backbones_of(data: ReportData) -> list[str]:
 def _of_analysis(data: ReportData) -> dict[str, Answer]:
     """How it was split, built and measured."""
     metrics = data.metrics
-    measures = ", ".join(words_of(name).name for name in metrics["figures"])
+    measures = ", ".join(figure_name(data.target, metrics, key) for key in metrics["figures"])
     intervals = metrics["interval"] or "none could be computed"
     settings = data.model["training"].get("settings", {}) if data.model else {}
     weighed = data.target.kind == "classes" and settings.get("class_weights")
@@ -164,9 +165,7 @@ def _of_results(data: ReportData) -> dict[str, Answer]:
     metrics, cohort = data.metrics, data.cohort
     block = metrics["patient"]
     counts = ", ".join(f"{name}: {n}" for name, n in block["n_by_class"].items()) if block else "none scored"
-    figures = (
-        "; ".join(f"{words_of(name).name} {interval(block[name])}" for name in metrics["figures"]) if block else ""
-    )
+    figures = "; ".join(f"{name}: {interval(figure)}" for name, figure in named_figures(data.target, metrics))
     scored = f"{metrics['n_patients']} patients scored ({counts})"
     one_cohort = Answer("not applicable", "Development and evaluation are of one cohort.") if metrics["folds"] else None
     trained = (

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from pathfm.cohort import read_cohort
-from pathfm.cohortfigures import by_patient, scored_slides
+from pathfm.cohortfigures import scored_patients
 from pathfm.controls import controls
 from pathfm.crossval import split_warnings
 from pathfm.datamodule import batch_size
@@ -258,7 +258,7 @@ def _main_figure(slides: LabelledSlides, predictions: dict[str, pd.DataFrame]) -
     """The main figure by patient, the mean over the targets; None where one cannot be computed."""
     values = []
     for target in slides.task.targets:
-        patients = by_patient(scored_slides(predictions[target.name], target), target)
+        patients = scored_patients(predictions[target.name], target)
         metric = next(iter(target.metrics.values()))
         values.append(float(metric(patients.truth, patients.scores, np.ones((1, len(patients.truth))))[0]))
     return mean(values) if all(map(math.isfinite, values)) else None

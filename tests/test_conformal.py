@@ -153,3 +153,21 @@ def test_facts_that_make_no_sense_are_refused_and_the_key_is_named(changes: dict
     ConformalSets.of_facts(TARGET, facts)
     with pytest.raises(ValueError, match=f"key 'conformal.{key}'"):
         ConformalSets.of_facts(TARGET, facts | changes)
+
+
+def test_patients_whose_decision_contradicts_their_one_class_are_counted_abstentions_are_not() -> None:
+    target = Classes("type", ("none", "breast", "lung"))
+    rows = [
+        ("none", "none", "negative"),
+        ("none", "none", "positive"),
+        ("breast", "breast", "negative"),
+        ("lung", "breast", "positive"),
+        ("lung", "none|lung", "negative"),
+        ("lung", "", "positive"),
+        ("lung", "lung", ""),
+        ("", "none", "positive"),
+    ]
+    table = pd.DataFrame(rows, columns=["label", "set", "decision"])
+    (note,) = conformal_block(table, target, 0.9)["notes"]
+    assert note.startswith("in 2 of 4 patients whose set is one class the decision says otherwise")
+    assert conformal_block(table[["label", "set"]], target, 0.9)["notes"] == []

@@ -3,15 +3,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
 from conftest import RECIPE, EmbeddingsCohort, planted_embeddings
 
-from pathfm.embeddings import write_embeddings
+from pathfm.embeddings import read_embeddings, write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, LeakageError, UnknownNameError
 from pathfm.evaluate import evaluate
+from pathfm.ledger import ledger_of
+from pathfm.privacy import make_key, private_run
 from pathfm.settings import TrainSettings
 from pathfm.train import train
 
@@ -152,3 +154,32 @@ def test_slides_whose_digest_is_of_another_kind_are_known_by_their_name(
         write_embeddings(other.file(slide_id), one)
     with pytest.raises(LeakageError, match="share slides p05-0"):
         evaluate(tmp_path / "model", other.table, [other.embeddings], tmp_path / "out")
+
+
+@pytest.mark.parametrize("given", [None, "hospital/ann-smith.csv"])
+def test_a_ledger_that_cannot_be_used_is_not_named_under_pseudonyms(
+    embeddings_cohort: Make, tmp_path: Path, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = embeddings_cohort(patients=16, name="ann-smith")
+    key = tmp_path / "keys" / "key"
+    key.parent.mkdir()
+    make_key(key)
+    with private_run(key, cohort.embeddings.with_name("pseudonyms")) as names:
+        assert names is not None
+        hidden = EmbeddingsCohort(cohort.table, cohort.embeddings.with_name("pseudonyms"), RECIPE)
+        for slide_id in cohort.frame()["slide_id"]:
+            one = read_embeddings(cohort.file(slide_id))
+            write_embeddings(hidden.file(names.slide(slide_id)), replace(one, slide_id=names.slide(slide_id)))
+    cohort.rewrite(cohort.frame().assign(split=["train"] * 10 + ["test"] * 6))
+    place = tmp_path / given if given else ledger_of(cohort.table)
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("this is no ledger\n")
+    monkeypatch.chdir(tmp_path)
+    words: dict[str, Any] = {"ledger": place.relative_to(tmp_path) if given else None, "pseudonymise": key}
+    table = cohort.table.relative_to(tmp_path)
+    with pytest.raises(InputError, match="no ledger of pathfm") as caught:
+        train(table, [hidden.embeddings], "cancer", tmp_path / "model", training=QUICK, **words)
+    cohort.rewrite(cohort.frame().iloc[10:])
+    with pytest.raises(InputError, match="no ledger of pathfm") as again:
+        evaluate(tmp_path / "model", table, [hidden.embeddings], tmp_path / "out", **words)
+    assert "smith" not in f"{caught.value} {again.value}"

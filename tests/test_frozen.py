@@ -13,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
 
+from pathfm.appraisal import Asked, appraise, require_asked
 from pathfm.claims import Claims
+from pathfm.cohortfigures import cohort_figures
+from pathfm.conformal import ConformalSets
 from pathfm.errors import InputError
-from pathfm.freezing import SHAPE, cross_fitted, freeze, operating_block
+from pathfm.freezing import SHAPE, _with_folds, cross_fitted, freeze, operating_block
 from pathfm.frozen import Frozen, apply_frozen, frozen_sha256, patient_table
 from pathfm.operating import choose, parse_rule
 from pathfm.proportions import proportion
@@ -80,7 +84,7 @@ def test_nothing_of_a_fold_moves_what_its_rows_are_decided_by(
 
 def test_nobody_moves_a_frozen_threshold() -> None:
     frozen, other = frozen_of(scored_table()), scored_table(seed=1, signal=-3.0)
-    before, digest = deepcopy(frozen.facts()), frozen_sha256(frozen.facts(), "0" * 64)
+    before, digest = deepcopy(frozen.facts()), frozen_sha256(frozen.facts(), {}, "0" * 64)
     with pytest.raises(FrozenInstanceError):
         frozen.thresholds = {}  # type: ignore[misc]
     with pytest.raises(TypeError):
@@ -90,7 +94,7 @@ def test_nobody_moves_a_frozen_threshold() -> None:
     table = apply_frozen(frozen, other, TWO, "slide")
     block = operating_block(table, TWO, "slide", frozen)
     assert frozen.facts() == before
-    assert frozen_sha256(frozen.facts(), "0" * 64) == digest
+    assert frozen_sha256(frozen.facts(), {}, "0" * 64) == digest
     assert block["outcomes"]["cancer"]["slide"]["threshold"] == frozen.thresholds["cancer"]["slide"]
     assert block["outcomes"]["cancer"]["patient"]["sensitivity"]["value"] < 0.3  # it stays where it is, however bad
 
@@ -152,6 +156,70 @@ def test_thresholds_are_of_the_calibrated_scores_of_slides_and_of_their_means() 
         expected = choose(parse_rule(RULE), positive, np.asarray(score)).threshold
         assert frozen.thresholds["cancer"][level] == pytest.approx(expected, rel=1e-12)
         assert list(rows["decision"] == "positive") == list(np.asarray(score) >= frozen.thresholds["cancer"][level])
+
+
+@pytest.mark.parametrize("calibration", ["none", "temperature"])
+@pytest.mark.parametrize("folds", [True, False])
+def test_patients_with_slides_of_no_label_are_decided_by_the_scores_that_were_chosen_on(
+    calibration: Any, folds: bool
+) -> None:
+    table = scored_table(slides=3)
+    table["label"] = table["label"].where(np.arange(len(table)) % 3 == 0, "")  # as where another target has the label
+    table = table if folds else table.drop(columns="fold")
+    frozen = frozen_of(table, claims=Claims(calibration=calibration, coverage=0.9))
+    patients = patient_table(apply_frozen(frozen, table, TWO, "slide"), TWO, frozen)
+    positive, score = np.array(patients["label"] == "cancer"), patients[TWO.names].to_numpy()
+    assert frozen.thresholds["cancer"]["patient"] == choose(parse_rule(RULE), positive, score[:, 1]).threshold
+    assert frozen.conformal == ConformalSets.fit(TWO, positive[:, None].astype(np.float32), score, 0.9)
+    cut = _with_folds(table, TWO)
+    assert cut is not None
+    decided, of_folds = cross_fitted(cut, TWO, "slide", RULE, Claims(calibration=calibration))
+    rows = patient_table(decided, TWO, of_folds)
+    others = rows[rows["fold"] != 0]
+    if calibration == "none":
+        expected = choose(parse_rule(RULE), np.array(others["label"] == "cancer"), np.array(others["prob_cancer"]))
+        assert of_folds[0].thresholds["cancer"]["patient"] == expected.threshold
+    hits = int(((rows["decision"] == "positive") & (rows["label"] == "cancer")).sum())
+    assert frozen.promise["cancer"]["patient"]["sensitivity"] == proportion(hits, 30)
+    auroc = cohort_figures(decided, TWO)["patient"]["auroc"]["value"]
+    assert auroc == pytest.approx(roc_auc_score(rows["label"] == "cancer", rows["prob_cancer"]))
+
+
+def test_who_has_no_score_is_neither_held_by_a_set_nor_left_to_others() -> None:
+    table = scored_table()
+    table.loc[:9, TWO.names] = np.nan  # 5 of the 60 patients
+    frozen = frozen_of(scored_table())
+    block = appraise(apply_frozen(frozen, table, TWO, "slide"), TWO, "slide", Asked(), frozen)["conformal"]
+    assert (block["overall"]["n"], block["abstained"]["n"]) == (55, 55)
+    whole = appraise(apply_frozen(frozen, table.iloc[10:], TWO, "slide"), TWO, "slide", Asked(), frozen)["conformal"]
+    assert block == whole
+
+
+def test_the_largest_of_several_labels_is_no_probability_whose_calibration_could_be_shown() -> None:
+    table, claims = scored_table(FINDINGS, 90), Claims(negative="none")
+    assert "calibration" not in appraise(table, FINDINGS, "slide", Asked(claims=claims))
+    assert set(appraise(table, FINDINGS, "slide", Asked())["calibration"]["outcomes"]) == {"a", "b"}
+    of_classes = appraise(scored_table(THREE, 90), THREE, "slide", Asked(claims=claims))
+    assert set(of_classes["calibration"]["outcomes"]) == {"any"}
+
+
+@pytest.mark.parametrize("targets", [(THREE,), (GRADES,), (FINDINGS,), (TWO, replace(TWO, name="other"))])
+def test_one_prevalence_is_of_one_condition(targets: tuple[Target, ...]) -> None:
+    with pytest.raises(InputError, match=r"pass --claims\.negative"):
+        require_asked(targets, Asked(claims=Claims(prevalence=0.02)))
+    assert require_asked((TWO, Regression("ki67")), Asked(RULE, EVERYTHING)) == [TWO]
+    assert require_asked((THREE,), Asked(RULE, Claims(prevalence=0.02, negative="none"))) == [THREE]
+
+
+def test_several_conditions_have_no_predictive_values_at_one_prevalence_and_a_note_says_so() -> None:
+    table = scored_table(THREE, 90)
+    plain, stated = (frozen_of(table, THREE, "cost:10/1", Claims(prevalence=share)) for share in (None, 0.001))
+    assert plain.thresholds == stated.thresholds
+    applied = apply_frozen(plain, table, THREE, "slide")
+    block = operating_block(applied, THREE, "slide", plain, 0.02)
+    assert {level["at_prevalence"] for one in block["outcomes"].values() for level in one.values()} == {None}
+    assert sum("a prevalence is of one condition" in note for note in block["notes"]) == 1
+    assert not any("prevalence" in note for note in operating_block(applied, THREE, "slide", plain)["notes"])
 
 
 def test_a_table_of_patients_says_of_them_what_a_model_of_patients_would() -> None:
@@ -324,19 +392,20 @@ def test_calibration_alone_needs_no_rule_and_decides_nothing() -> None:
     assert Frozen.of_facts(frozen.facts(), TWO) == frozen
 
 
-def test_the_digest_is_of_every_value_and_of_the_weights_but_not_of_the_order() -> None:
-    facts = frozen_of(scored_table()).facts()
+def test_the_digest_is_of_every_value_of_the_targets_and_of_the_weights_but_not_of_the_order_of_keys() -> None:
+    facts, of = frozen_of(scored_table()).facts(), {"targets": [{"classes": ["benign", "cancer"]}]}
     digests = {
-        frozen_sha256({"dx": facts}, "a" * 64),
-        frozen_sha256({"dx": facts}, "b" * 64),
-        frozen_sha256(None, "a" * 64),
+        frozen_sha256({"dx": facts}, of, "a" * 64),
+        frozen_sha256({"dx": facts}, of, "b" * 64),
+        frozen_sha256(None, of, "a" * 64),
+        frozen_sha256({"dx": facts}, {"targets": [{"classes": ["cancer", "benign"]}]}, "a" * 64),
     }
     moved = deepcopy(facts)
     moved["thresholds"]["cancer"]["patient"] = np.nextafter(facts["thresholds"]["cancer"]["patient"], 1)
-    digests.add(frozen_sha256({"dx": moved}, "a" * 64))
-    assert len(digests) == 4
+    digests.add(frozen_sha256({"dx": moved}, of, "a" * 64))
+    assert len(digests) == 5
     backwards = json.loads(json.dumps(dict(reversed(facts.items()))))
-    assert frozen_sha256({"dx": backwards}, "a" * 64) == frozen_sha256({"dx": facts}, "a" * 64)
+    assert frozen_sha256({"dx": backwards}, of, "a" * 64) == frozen_sha256({"dx": facts}, of, "a" * 64)
 
 
 @pytest.mark.parametrize(

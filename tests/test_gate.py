@@ -178,7 +178,8 @@ def test_a_refused_stage_is_exit_code_2_with_a_line_a_criterion_and_lowers_an_ol
     assert "looks_at_most FAILED: at most 3, found 9" in said
     assert "assisted, external: slope_within FAILED: cannot be checked: the target has no probabilities" in said
     assert "silent, cross-validation: controls ok:" in said
-    assert "pathfm: stage assisted is refused, the model is stamped silent; 3 criteria are not met" in said
+    last = "pathfm: stage assisted is refused, the model is stamped silent; not met: {}"
+    assert said.splitlines()[-1] == last.format("slope_within, calibration_error_at_most, looks_at_most")
     assert read_stage(folder / "model").stage == "silent"
 
 
@@ -186,20 +187,23 @@ def test_a_confounded_model_is_refused_and_the_control_is_named(folder: Path) ->
     table = predictions(120)
     tint = {row.slide_id: np.array([200.0, 150.0, 180.0]) + 40 * int(row.label) for row in table.itertuples()}
     found = controls(table, tint, {}, TARGET)
+    found["controls"]["permuted_labels"] = {"available": True, "why": "x"} | chance()
     write_made(folder / "model", document(120, **found))
     with pytest.raises(StageRefusedError) as caught:
         gate(folder / "model", EXAMPLE)
     (line,) = [one for one in caught.value.failed if "controls" in one]
     assert "mean colour speaks against the model: the mean colour of the tissue alone reaches" in line
     assert "cannot be checked: site was not tested, the cohort states no site" in line
+    assert str(caught.value).endswith("controls (mean colour, site)")
     assert read_stage(folder / "model").stage == "development"
     assert any("mean colour speaks against" in reason for reason in read_stage(folder / "model").reasons)
 
 
 def test_a_model_without_figures_reaches_nothing(folder: Path) -> None:
     write_made(folder / "model", None)
-    with pytest.raises(StageRefusedError, match="the model carries no figures of a cross-validation"):
+    with pytest.raises(StageRefusedError, match=r"not met: patients_at_least, .*, controls, ") as caught:
         gate(folder / "model", EXAMPLE)
+    assert all("the model carries no figures of a cross-validation" in line for line in caught.value.failed)
 
 
 def test_a_stamp_lapses_with_the_model_it_was_given_to(folder: Path) -> None:
@@ -240,7 +244,7 @@ def test_an_evaluation_that_pathfm_wrote_is_of_the_model_it_was_made_with(
     assert found.stage == "silent"
     lines = {one.criterion: one.line for one in found.checks if one.evidence == "external"}
     assert lines["patients_at_least"] == "at least 200, found 12"
-    assert lines["looks_at_most"] == "at most 3, found 1 by 1 models"
+    assert lines["looks_at_most"] == "at most 3, found 1 by 1 models, up to and including that evaluation"
     assert "no frozen operating point" in lines["sensitivity_at_least"]
 
 
@@ -324,7 +328,8 @@ def test_what_is_enough_is_met(name: str, bound: Any, changes: dict[str, Any]) -
 
 def test_a_bound_is_held_against_the_worse_end_of_the_interval() -> None:
     found = document()
-    low, value = (found["patient"]["auroc"][key] for key in ("low", "value"))
+    low = min(found["patient"][name]["low"] for name in ("auroc", "auroc_delong"))
+    value = found["patient"]["auroc"]["value"]
     assert low < value
     assert CRITERIA["figure_at_least"].check(found, {"auroc": low}).met
     assert not CRITERIA["figure_at_least"].check(found, {"auroc": value}).met
@@ -351,6 +356,9 @@ def test_a_bound_is_held_against_the_worse_end_of_the_interval() -> None:
         ("silent: {cross_validation: {failed_at_most: .nan}}", "must be a share from 0 to 1"),
         ("silent: {cross_validation: {slope_within: [2, 1]}}", "must be two numbers, the lower first"),
         ("silent: {cross_validation: {figure_at_least: 0.8}}", "must be names with a number each"),
+        ("silent: {cross_validation: {figure_at_least: {auroc: 70}}}", "must be at most 1 for auroc"),
+        ("silent: {external: {figure_at_least: {auroc_any: 1.1}}}", "must be at most 1 for auroc_any"),
+        ("silent: {external: {worst_group_at_least: {site: 70}}}", "must be at most 1 for site"),
         ("silent: {external: {no_shift: false}}", "must be true; leave the line out"),
         ("silent: {external: {evaluations_at_least: -1}}", "must be a whole number of 1 or more"),
         (
@@ -363,6 +371,13 @@ def test_a_bound_is_held_against_the_worse_end_of_the_interval() -> None:
         ("silent: !!python/object/apply:os.system [ls]", "cannot be read"),
         ("? [1]\n: 2", "a key is no plain word"),
         ("[" * 5000, "cannot be read"),
+        ('x: !!int ""', "a value is not of the type that it states"),
+        ("x: !!bool maybe", "a value is not of the type that it states"),
+        ("x: !!timestamp today", "a value is not of the type that it states"),
+        ("x: !!float high", "a value is not of the type that it states"),
+        ("x: 2001-13-01", "a value is not of the type that it states"),
+        ("silent: {cross_validation: {patients_at_least: 0x" + "f" * 5000 + "}}", "a number has more than 100 digits"),
+        ("#" * 200_001, "larger than 200,000 bytes"),
     ],
 )
 def test_a_criteria_file_with_anything_that_is_not_understood_is_refused(
@@ -398,3 +413,65 @@ def test_figures_that_are_none_are_refused_with_their_key(folder: Path) -> None:
     write_made(folder / "model", broken)
     with pytest.raises(InputError, match=r"figures\.cancer .*patient\.auroc"):
         gate(folder / "model", EXAMPLE)
+
+
+def test_a_perfect_figure_without_width_is_held_by_its_other_interval_or_not_at_all() -> None:
+    found, least = document(), {"auroc": 0.8}
+    found["patient"]["auroc"] = {"value": 1.0, "low": 1.0, "high": 1.0}
+    found["patient"]["auroc_delong"] = {"value": 1.0, "low": 0.6, "high": 1.0}
+    assert not CRITERIA["figure_at_least"].check(found, least).met
+    del found["patient"]["auroc_delong"]
+    assert "has no width" in CRITERIA["figure_at_least"].check(found, least).line
+
+
+def screened(found: dict[str, Any]) -> dict[str, Any]:
+    """With a screening whose DeLong interval of any begins at 0.72, the bootstrap's at 0.8, and no rare patients."""
+    any_of = {
+        "n": 40,
+        "auroc": {"value": 0.9, "low": 0.8, "high": 0.95},
+        "auroc_delong": {"value": 0.9, "low": 0.72, "high": 0.97},
+        "at_point": None,
+    }
+    some = proportion(30, 40)
+    return found | {
+        "screening": {
+            "negative": "0",
+            "n_negative": 60,
+            "any": any_of,
+            "types": [],
+            "strata": {"common": any_of, "rare": None},
+            "origin": {"top1": None, "top1_of_all": None, "top1_without_point": some, "confusion": {}},
+            "notes": [],
+        }
+    }
+
+
+def test_a_screening_is_held_by_its_own_aurocs_at_the_end_that_is_worse() -> None:
+    found, check = screened(document()), CRITERIA["figure_at_least"].check
+    for name in ("auroc_any", "auroc_common"):
+        assert check(found, {name: 0.7}).met
+        assert not check(found, {name: 0.75}).met
+    assert check(found, {"auroc_rare": 0.1}) == ("cannot be checked: auroc rare is not computable", False)
+    own = found | {"figures": ["auroc_any"], "patient": {"auroc_any": {"value": 0.9, "low": 0.79, "high": 1.0}}}
+    assert check(own, {"auroc_any": 0.79}).met, "of a label that is called any"
+    assert "has no figure auroc_any" in check(document(), {"auroc_any": 0.1}).line
+
+
+def test_the_gate_asks_a_screening_and_refuses_its_figures_where_there_is_none(folder: Path) -> None:
+    path = write_criteria(
+        folder,
+        "silent: {cross_validation: {figure_at_least: {auroc_any: 0.7}}}\n"
+        "assisted: {external: {figure_at_least: {auroc: 0.5, auroc_any: 0.7}}}",
+    )
+    with pytest.raises(UnknownNameError, match=r"unknown figure 'auroc_any'.*--claims.negative"):
+        gate(folder / "model", path)
+    write_made(folder / "model", screened(document()))
+    assert gate(folder / "model", path).stage == "silent"
+    write_external(folder)
+    with pytest.raises(UnknownNameError, match=r"correct external\.figure_at_least"):
+        gate(folder / "model", path, [folder / "external"])
+
+
+def test_an_error_may_have_a_bound_above_1(tmp_path: Path) -> None:
+    path = write_criteria(tmp_path, "silent: {cross_validation: {figure_at_least: {mean_absolute_error: 3}}}")
+    assert read_criteria(path).stages["silent"]["cross_validation"] == {"figure_at_least": {"mean_absolute_error": 3.0}}

@@ -174,6 +174,29 @@ def test_train_refuses_a_copy_across_its_split(embeddings_cohort: Make, tmp_path
         train(*words, training=QUICK)
 
 
+def test_train_refuses_a_copy_between_its_train_and_val_rows_only_where_something_is_chosen_on_these(
+    embeddings_cohort: Make, tmp_path: Path
+) -> None:
+    cohort = hashed(embeddings_cohort())
+    frame = cohort.frame()
+    cohort.rewrite(frame.assign(split=["val" if at < 4 else "train" for at in range(len(frame))]))
+    plant_copy(cohort, "p09-0", cohort, "p01-0")
+    words: tuple[Any, ...] = (cohort.table, [cohort.embeddings], "cancer", tmp_path / "out", "mean")
+    assert "near-duplicate" in train(*words, training=QUICK).metrics["cancer"]["leakage"]["checked"]
+    with pytest.raises(LeakageError, match=r"p01-0 \(val\) and p09-0 \(train\) look like one scan"):
+        train(*words, training=QUICK, operating_point="youden")
+
+
+def test_rows_that_were_set_aside_to_stop_on_refuse_no_run(embeddings_cohort: Make, tmp_path: Path) -> None:
+    cohort = hashed(embeddings_cohort())
+    for at in range(0, 12, 2):
+        plant_copy(cohort, f"p{at:02d}-0", cohort, "p00-0")
+    aside = replace(QUICK, stop_share=0.5)
+    words: tuple[Any, ...] = (cohort.table, [cohort.embeddings], "cancer", tmp_path / "out", "mean")
+    split = train(*words, training=aside, operating_point="youden").predictions["cancer"].set_index("slide_id")["split"]
+    assert {split[f"p{at:02d}-0"] for at in range(0, 12, 2)} == {"train", "val"}
+
+
 def test_evaluate_refuses_whatever_the_training_has_seen(
     embeddings_cohort: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,11 +54,11 @@ def test_a_ledger_only_grows(tmp_path: Path) -> None:
 
 
 def test_a_test_set_is_its_scans_whatever_they_are_called_and_in_whatever_order() -> None:
-    known = ledger.test_set_sha256({"s1": "sha256:1", "s2": "sha256:2"})
-    assert known == ledger.test_set_sha256({"b": "sha256:2", "a": "sha256:1"})
-    assert known != ledger.test_set_sha256({"s1": "sha256:1"})
-    assert known != ledger.test_set_sha256({"s1": "sha256:1", "s2": ""})
-    assert ledger.test_set_sha256({"s1": ""}) != ledger.test_set_sha256({"s2": ""})
+    known = ledger.set_sha256({"s1": "sha256:1", "s2": "sha256:2"})
+    assert known == ledger.set_sha256({"b": "sha256:2", "a": "sha256:1"})
+    assert known != ledger.set_sha256({"s1": "sha256:1"})
+    assert known != ledger.set_sha256({"s1": "sha256:1", "s2": ""})
+    assert ledger.set_sha256({"s1": ""}) != ledger.set_sha256({"s2": ""})
     assert len(known) == 64
 
 
@@ -103,6 +103,41 @@ def test_a_line_that_was_cut_is_no_look_and_spoils_none(tmp_path: Path) -> None:
         file.write(f"2026-01-01,{SET}")
     assert ledger.record_look(path, SET, MODEL, "evaluate", 1)["looks"] == 2
     assert ledger.record_look(path, SET, MODEL, "evaluate", 1)["looks"] == 3
+
+
+def test_a_torn_line_is_replaced_and_one_without_its_end_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.ledger.csv"
+    ledger.record_look(path, SET, MODEL, "evaluate", 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines()[1][:100])
+    ledger.record_look(path, SET, MODEL, "evaluate", 1)
+    assert path.read_bytes().startswith(whole)
+    assert [row["test_set_sha256"] for row in looks_of(path)] == [SET] * 2
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as some editors leave it
+    assert ledger.record_look(path, SET, MODEL, "evaluate", 1)["looks"] == 3
+    assert len(looks_of(path)) == 3
+
+
+@pytest.mark.parametrize("line", ["2026-01-01,abc", "", "x" * 200_000, "x" * 200_000 + ",a,b,c,1,2", "a,b,c,d,1,2,3"])
+def test_a_line_that_is_no_look_is_named_and_nothing_is_added(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.ledger.csv"
+    for _ in range(2):
+        ledger.record_look(path, SET, MODEL, "evaluate", 1)
+    lines = path.read_text().splitlines()
+    content = "\n".join([*lines[:2], line, *lines[2:], ""])
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"something else than a look in line 3; .*pass --ledger"):
+        ledger.record_look(path, SET, MODEL, "evaluate", 1)
+    assert path.read_text() == content
+
+
+def test_a_quote_that_is_never_closed_hides_no_look(tmp_path: Path) -> None:
+    path = tmp_path / "a.ledger.csv"
+    for _ in range(3):
+        ledger.record_look(path, SET, MODEL, "evaluate", 1)
+    header, first, *rest = path.read_text().splitlines()
+    path.write_text("\r\n".join([header, f'"{first}', *rest, ""]))  # as another editor ends its lines
+    assert ledger.record_look(path, SET, MODEL, "evaluate", 1)["looks"] == 4
 
 
 def test_a_full_disk_adds_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,14 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from pathfm.cohortfigures import by_patient, cohort_figures, is_scored, paired_difference, scored_slides
+from pathfm.cohortfigures import (
+    by_patient,
+    cohort_figures,
+    is_scored,
+    paired_difference,
+    scored_patients,
+    scored_slides,
+)
 from pathfm.metrics import (
     Figure,
     Metric,
@@ -150,6 +157,25 @@ def test_patient_probability_is_the_mean_over_its_slides() -> None:
     assert cohort_figures(frame, TARGET)["patient"]["n"] == 2
 
 
+def test_a_patients_score_is_of_all_its_scored_slides_and_its_label_of_all_its_labelled_ones() -> None:
+    labels, _ = random_scores(4, 20, 2)
+    generator = np.random.default_rng(0)
+    score = np.clip(0.2 * labels + 0.8 * generator.random((2, 20)), 0.01, 0.99)
+    frame = table(np.r_[labels, [""] * 20], np.c_[1 - score.ravel(), score.ravel()], [*range(20), *range(20)])
+    document = cohort_figures(frame, TARGET)
+    assert document["slide"]["auroc"]["value"] == pytest.approx(roc_auc_score(labels, score[0]))
+    assert document["patient"]["auroc"]["value"] == pytest.approx(roc_auc_score(labels, score.mean(axis=0)))
+    assert not np.isclose(document["patient"]["auroc"]["value"], document["slide"]["auroc"]["value"])
+    unread = table([0, 1], [[0.9, 0.1], [np.nan, np.nan]], ["a", "a"])
+    patients = scored_patients(unread, TARGET)
+    assert (patients.truth[0, 0], patients.scores[0, 1]) == (1, 0.1)
+    both = pd.concat([frame, unread.assign(slide_id=["x", "y"])])
+    assert any("a as 1" in line for line in cohort_figures(both, TARGET)["warnings"])
+    worse = frame.assign(prob_1=np.where(frame["label"] == "", 1 - frame["prob_1"], frame["prob_1"]))
+    expected = document["patient"]["auroc"]["value"] - cohort_figures(worse, TARGET)["patient"]["auroc"]["value"]
+    assert paired_difference(frame, worse, TARGET)["value"] == pytest.approx(expected)
+
+
 def test_patient_with_slides_of_different_classes_counts_as_the_highest_and_is_named() -> None:
     frame = table([0, 1, 0], [[0.8, 0.2], [0.4, 0.6], [0.9, 0.1]], ["a", "a", "b"])
     figures = cohort_figures(frame, TARGET)
@@ -160,7 +186,7 @@ def test_patient_with_slides_of_different_classes_counts_as_the_highest_and_is_n
 def test_rows_without_label_or_score_are_left_out() -> None:
     labels, probabilities = random_scores(4, 20, 2)
     whole = table(labels, probabilities)
-    extra = table([1, ""], [[np.nan, np.nan], [0.5, 0.5]], ["x", "y"])
+    extra = table([1, ""], [[np.nan, np.nan], [0.5, 0.5]], ["x", "y"]).assign(slide_id=["s20", "s21"])
     both = cohort_figures(pd.concat([whole, extra]), TARGET)
     assert both == cohort_figures(whole, TARGET)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import confusion_matrix, roc_curve
@@ -37,6 +37,19 @@ def every_cut(positive: Any, score: Any) -> list[tuple[float, float]]:
 def test_a_rule_is_written_as_it_was_read(text: str) -> None:
     assert str(parse_rule(text)) == text
     assert parse_rule(f"  {text.upper()} ") == parse_rule(text)
+
+
+_NUMBERS = st.from_regex(r"[0-9]{0,20}\.?[0-9]{1,20}", fullmatch=True).filter(lambda text: float(text) > 0)
+
+
+@given(kind=st.sampled_from(["specificity", "sensitivity", "cost"]), first=_NUMBERS, second=_NUMBERS)
+@example(kind="cost", first="1000000", second="1")
+@example(kind="cost", first="1234567", second="0.00001")
+@example(kind="specificity", first="1", second="0.99999999999")
+def test_any_rule_that_can_be_read_is_written_so_that_it_is_read_the_same(kind: str, first: str, second: str) -> None:
+    share = second if float(second) <= 1 else f".{second.replace('.', '').lstrip('0')[:20]}"
+    rule = parse_rule(f"cost:{first}/{second}" if kind == "cost" else f"{kind}>={share}")
+    assert parse_rule(str(rule)) == rule
 
 
 @pytest.mark.parametrize(

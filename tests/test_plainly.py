@@ -7,7 +7,7 @@ import pytest
 from claimed import at_point, calibration, figure, of_two_classes, screening, shift
 
 from pathfm.frequencies import frequencies
-from pathfm.plainly import plain_summary
+from pathfm.plainly import figure_name, named_figures, plain_summary
 from pathfm.stage import StageStamp
 from pathfm.targets import KINDS
 from pathfm.words import percent, percent_interval, share
@@ -67,6 +67,50 @@ def test_figure_whose_interval_holds_chance_is_no_claim() -> None:
     assert "not shown to be better than guessing" in plain.cannot[0]
     assert "0.6" not in "".join(plain.can)
     assert not any("100 pairs" in line for line in plain.can)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(0.9249, "92"), (0.926, "93"), (0.9999, "99"), (1.0, "100"), (0.001, "1"), (0.0, "0")]
+)
+def test_pairs_of_a_hundred_are_rounded_like_the_table_and_never_to_certainty(value: float, told: str) -> None:
+    chance = {"auroc": figure(value, 0.0, 1.0), "n": 250, "n_by_class": {"0": 200, "1": 50}}
+    assert f"in about {told} (95 % interval 0 to 100)" in summed_up(patient=chance).cannot[0]
+
+
+def test_common_and_rare_cancers_are_told_apart_and_those_that_may_be_chance_are_not_claimed() -> None:
+    block = screening(["lung", "colon"], "none")
+    block["strata"]["rare"] = block["strata"]["rare"] | {"n": 9, "auroc": figure(0.7, 0.5, 0.9)}
+    plain = summed_up(screening=block)
+    (common,) = [line for line in plain.can if "common cancers" in line]
+    assert "common cancers (50 patients) and one without cancer" in common
+    assert "in about 95 (95 % interval 91 to 98). At the operating point it flags 46 of 50 of them" in common
+    assert not any("rare cancers" in line for line in plain.can)
+    assert any("not shown to be better than guessing on rare cancers" in line for line in plain.cannot)
+    block["strata"] = {"common": block["strata"]["common"] | {"auroc": dict.fromkeys(("value", "low", "high"))}}
+    assert any("How it does on common cancers (50 patients)" in line for line in summed_up(screening=block).cannot)
+
+
+def test_naming_the_type_is_told_of_the_flagged_and_of_all() -> None:
+    (line,) = [one for one in summed_up(screening=screening(["lung", "colon"], "none")).can if "names first" in one]
+    assert (
+        "40 of 46, 87 % (74 to 94 %); of all patients with cancer, missed ones too, it flags and names 40 of 50" in line
+    )
+
+
+def test_weakest_group_is_named_only_where_chance_seldom_makes_one_as_weak() -> None:
+    for p, named in ((0.1, True), (0.11, False), (None, False)):
+        block = of_two_classes()["subgroups"]
+        block["columns"]["site"]["p"] = p
+        assert any("weakest where site" in line for line in summed_up(subgroups=block).cannot) == named
+
+
+def test_first_figure_of_a_screening_is_that_of_any_and_the_mean_is_named_as_one() -> None:
+    target = KINDS["classes"].of_facts("cancer", {"classes": ["none", "lung", "colon"]})
+    document = metrics(screening=screening(["lung", "colon"], "none"))
+    names = [name for name, _ in named_figures(target, document)]
+    assert names == ["AUROC of any cancer", "AUROC, mean over one class against the rest"]
+    assert named_figures(target, document)[0][1]["value"] == 0.95
+    assert figure_name(target_of_kind(), metrics(), "auroc") == "AUROC"
 
 
 def test_confounding_is_the_first_thing_said_and_one_that_was_not_tested_too() -> None:
@@ -138,6 +182,26 @@ def test_probabilities_that_are_off_are_not_claimed(slope: dict[str, float], sai
     assert any(said in line for line in plain.cannot)
     assert not any("not seen to be off" in line for line in plain.can)
     assert any("no" in line and "probability" in line for line in summed_up(calibration=None).cannot)
+
+
+@pytest.mark.parametrize(
+    ("slope", "n"), [(figure(0.17, -4.36, 4.48), 250), (figure(1.0, 0.49, 1.5), 250), (figure(1.05, 0.8, 1.3), 49)]
+)
+def test_probabilities_of_too_few_patients_to_tell_are_not_claimed(slope: dict[str, float], n: int) -> None:
+    block = calibration("1", slope)
+    block["outcomes"]["1"]["n"] = n
+    plain = summed_up(calibration=block)
+    (line,) = [line for line in plain.cannot if line.startswith("Whether its probability of cancer can be taken")]
+    assert f"at its word: too few patients, {n} (slope {slope['value']:.2f} (95 % interval" in line
+    assert not any("probability" in line for line in plain.can)
+
+
+def test_one_is_told_in_the_singular() -> None:
+    left = [{"slide_id": "a", "reason": "no_label"}]
+    lines = summed_up(n_slides=1, left_out=left).rests_on
+    assert lines[0].endswith("with 1 slide.")
+    assert lines[-1] == "1 slide of the cohort took no part."
+    assert summed_up(left_out=left * 2).rests_on[-1] == "2 slides of the cohort took no part."
 
 
 def test_a_risk_is_told_by_who_has_the_event_first_and_a_number_by_its_figure() -> None:

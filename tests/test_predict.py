@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +101,45 @@ def test_another_slide_of_a_patient_of_the_training_is_marked_also_for_an_ensemb
         assert set(found["patient_id"][found["split"] == "seen"]) == seen
         assert set(found["patient_id"][found["split"] == "new"]) == {"p00", "p01", "p02"} - seen
     assert f"{4 if unit == 'slide' else 2} of {len(found)} {unit}s are known to the model" in caplog.text
+
+
+def test_a_patient_is_unlike_seen_or_unscored_as_any_of_the_slides_is(embeddings_cohort: Make, tmp_path: Path) -> None:
+    cohort = embeddings_cohort(patients=24)
+    words = (cohort.table, [cohort.embeddings], "cancer", tmp_path / "model", "mean")
+    quick = TrainSettings(epochs=1, hidden=4, device="cpu", stop_share=0.5)
+    train(*words, training=quick, operating_point="youden")
+    other = embeddings_cohort(patients=5, slides=2, name="other", prefix="q")
+    far = read_embeddings(other.file("q01-1"))
+    write_embeddings(other.file("q01-1"), replace(far, features=far.features + np.float16(50), mpp=4.0))
+    again = replace(read_embeddings(cohort.file("p02-0")), slide_id="q02-1")
+    write_embeddings(other.file("q02-1"), again)
+    write_embeddings(other.file("q03-1"), planted_embeddings("q03-1", 1, n=0))
+    other.rewrite(other.frame().iloc[:8])  # nobody says whose the slides of q04 are
+    predict(tmp_path / "model", tmp_path / "out", embeddings=[other.embeddings], cohort=other.table)
+    slides = pd.read_csv(tmp_path / "out/predictions.csv", keep_default_na=False).set_index("slide_id")
+    assert slides.loc["q01-0", "flagged"] == "no"
+    assert slides.loc["q02-0", "split"] == "new"
+    patients = pd.read_csv(tmp_path / "out/patients.csv", keep_default_na=False).set_index("slide_id")
+    assert list(patients.index) == ["q00-0;q00-1", "q01-0;q01-1", "q02-0;q02-1", "q03-0;q03-1"]
+    assert list(patients["split"]) == ["new", "new", "seen", "new"]
+    assert list(patients["n_unscored"]) == [0, 0, 0, 1]
+    unlike = patients.loc["q01-0;q01-1"]
+    assert unlike["flagged"] == "yes"
+    assert unlike["why"] == slides.loc["q01-1", "why"] != ""
+    assert float(unlike["ood"]) == float(slides.loc["q01-1", "ood"])
+
+
+def test_without_a_table_no_slide_is_taken_for_a_patient(
+    embeddings_cohort: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cohort = embeddings_cohort(patients=24)
+    quick = TrainSettings(epochs=1, hidden=4, device="cpu", stop_share=0.5)
+    model = tmp_path / "model"
+    train(cohort.table, [cohort.embeddings], "cancer", model, "mean", training=quick, operating_point="youden")
+    other = embeddings_cohort(patients=2, slides=2, name="other", prefix="q")
+    predict(model, tmp_path / "out", embeddings=[other.embeddings])
+    assert not (tmp_path / "out/patients.csv").exists()
+    assert "pass --cohort" in caplog.text
 
 
 def test_embeddings_of_another_recipe_name_the_key(embeddings_cohort: Make, model: Path, tmp_path: Path) -> None:

@@ -74,6 +74,22 @@ def test_a_threshold_that_is_edited_in_the_model_is_refused(embeddings_cohort: M
         predict(model, tmp_path / "out", embeddings=[cohort.embeddings])
 
 
+@pytest.mark.parametrize("key", ["targets", "unit", "covariates"])
+def test_what_a_frozen_threshold_refers_to_cannot_be_edited_either(embeddings_cohort: Make, key: str) -> None:
+    model = _crossval(embeddings_cohort(patients=24)).folder / "ensemble"
+    described = json.loads((model / "model.json").read_text())
+    if key == "targets":  # the positive class becomes the other one, and 1 - p is still above the threshold of p
+        for one in (described, *described["heads"]):
+            one["targets"][0]["classes"].reverse()
+    elif key == "unit":
+        described["unit"] = "patient"
+    else:
+        described["covariates"] = [{"name": "age", "levels": []}]
+    (model / "model.json").write_text(json.dumps(described))
+    with pytest.raises(ModelError, match="an operating point cannot be moved"):
+        read_model(model)
+
+
 def test_the_model_of_a_fold_says_of_its_slides_what_the_predictions_say(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=24)
     result = _crossval(cohort)

@@ -180,6 +180,8 @@ LINE = {"x": [0.1, 0.9], "y": [0.2, 0.7]}
         ({"kind": "isotonic", "curves": [{"x": [0.1, 0.1], "y": [0.2, 0.7]}]}, "curves"),
         ({"kind": "isotonic", "curves": [{"x": [0.1, 0.9], "y": [0.7, 0.2]}]}, "curves"),
         ({"kind": "isotonic", "curves": [{"x": [0.1, 0.9], "y": [0.2, 1.7]}]}, "curves"),
+        ({"kind": "isotonic", "curves": [{"x": [0.1, 0.9], "y": [0.0, 0.0]}]}, "curves"),
+        ({"kind": "isotonic", "curves": [{"x": [0.1, 0.9], "y": [0.0, 0.7]}]}, "curves"),
         ({"kind": "isotonic", "curves": [{"x": [0.1, 0.9], "y": [0.2, None]}]}, "y"),
         ({"kind": "isotonic", "curves": [{"x": [0.1, 0.9], "y": [False, True]}]}, "y"),
         ({"kind": "isotonic", "curves": [{"x": [i / 1e6 for i in range(100_001)], "y": [0.5] * 100_001}]}, "curves"),

@@ -19,9 +19,10 @@ from pathfm.cohort import read_cohort
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import EmbeddingsStaleError, InputError, ModelError
 from pathfm.heatmap import heatmap
-from pathfm.model import read_model, write_model
+from pathfm.model import model_sha256, read_model, write_model
 from pathfm.report import _examples, report
 from pathfm.report_data import _failures, gather
+from pathfm.report_plots import draw_plots, line_at
 from pathfm.results import metrics_document, no_controls, write_results
 from pathfm.targets import KINDS, read_task
 from pathfm.train import train
@@ -98,6 +99,14 @@ def test_file_asks_nothing_of_the_network_and_runs_no_script(html: str) -> None:
     assert "url(" not in html
     assert "<script" not in html
     assert "default-src 'none'" in html
+
+
+def test_tables_of_the_cohort_stand_below_each_other_in_print(html: str) -> None:
+    printed = html.split("@media print {")[1].split("</style>")[0]
+    assert ".tables { display: block; }" in printed
+    assert "th, th.n { white-space: normal; }" in printed
+    beside = html.split('<div class="plots tables">')[1].split("<h3>Slides</h3>")[0]
+    assert beside.count("<table>") == 3
 
 
 def test_names_from_outside_stay_text(html: str) -> None:
@@ -331,6 +340,63 @@ def test_final_model_of_another_recipe_than_the_scores_is_refused(study: Study, 
         report(tmp_path / "r.html", study.crossval, [study.embeddings], study.cohort, model=tmp_path / "model")
 
 
+def test_evaluation_of_another_model_is_refused(study: Study, tmp_path: Path) -> None:
+    rest = (tmp_path / "r.html", tmp_path / "crossval", [study.embeddings], study.cohort)
+    with_blocks(study, tmp_path / "crossval", model_sha256="0" * 64)
+    with pytest.raises(InputError, match=r"metrics\.json holds figures of another model than --model .*; pass --model"):
+        report(*rest, model=study.model)
+    with_blocks(study, tmp_path / "crossval", model_sha256=model_sha256(study.model))
+    assert report(*rest, model=study.model).is_file()
+
+
+def test_model_of_another_target_or_of_other_figures_than_the_cross_validation_is_refused(
+    study: Study, tmp_path: Path
+) -> None:
+    folder, model = with_blocks(study, tmp_path / "crossval", lesion=None, warnings=["added"]), read_model(study.model)
+    rest = (tmp_path / "r.html", folder, [study.embeddings], study.cohort)
+    mine = json.loads((study.crossval / "metrics.json").read_text())
+    write_model(tmp_path / "mine", replace(model, figures={"cancer": mine}))
+    assert report(*rest, model=tmp_path / "mine").is_file()
+    write_model(tmp_path / "others", replace(model, figures={"cancer": mine | {"n_patients": 5, "protocol": "so"}}))
+    with pytest.raises(InputError, match=r"states other figures than .*\(protocol, n_patients\); pass --model"):
+        report(*rest, model=tmp_path / "others")
+    cohort = write_scores(study, tmp_path, ["grade:ordinal"])
+    with pytest.raises(InputError, match=r"model does not predict grade as .*metrics\.json has it \(ordinal: prob_G1"):
+        report(tmp_path / "r.html", tmp_path, [study.embeddings], cohort, model=study.model)
+
+
+def test_cohort_that_lacks_the_scored_slides_is_refused(study: Study, tmp_path: Path) -> None:
+    table = pd.read_csv(study.cohort, dtype=str, keep_default_na=False).assign(path="")
+    table.assign(slide_id=[f"x{i}" for i in range(len(table))]).to_csv(tmp_path / "none.csv", index=False)
+    table.iloc[5:].to_csv(tmp_path / "few.csv", index=False)
+    for name, lacking in (("none.csv", 8), ("few.csv", 5)):
+        told = rf"predictions\.csv scores a, which the cohort table does not list \({lacking} of 8 .*; pass --cohort"
+        with pytest.raises(InputError, match=told):
+            report(tmp_path / "r.html", study.crossval, [study.embeddings], tmp_path / name)
+    table.iloc[4:].to_csv(tmp_path / "half.csv", index=False)
+    assert report(tmp_path / "r.html", study.crossval, [study.embeddings], tmp_path / "half.csv").is_file()
+
+
+def test_line_among_the_scores_is_the_frozen_threshold_and_there_is_none_where_folds_have_their_own(
+    study: Study, tmp_path: Path
+) -> None:
+    points = of_two_classes()["operating_points"]
+    folds = json.loads(json.dumps(points))
+    folds["outcomes"]["1"]["patient"]["threshold"] = None
+    plots = {}
+    for block, at, told in (
+        (points, 0.37, "the dotted line is the threshold of the operating point, 0.370."),
+        (folds, None, "Score of each patient, by what is true."),
+        (None, 0.5, "the dotted line is 0.5, and no operating point was chosen."),
+    ):
+        folder = with_blocks(study, tmp_path / f"crossval-{at}", operating_points=block)
+        data = gather(folder, [study.embeddings], read_cohort(study.cohort), None, None, None)
+        assert line_at(data.target, data.metrics) == at
+        plots[at] = draw_plots(data.predictions, data.target, data.metrics)["scores"]
+        assert told in text_of(report(tmp_path / "r.html", folder, [study.embeddings], study.cohort).read_text())
+    assert len(set(plots.values())) == 3
+
+
 def test_report_on_a_trained_model_shows_its_held_out_slides_alone(study: Study, tmp_path: Path) -> None:
     table = pd.read_csv(study.cohort, dtype=str, keep_default_na=False)
     split = ["train", "train", "train", "train", "val", "val", "test", "test", ""]
@@ -470,6 +536,12 @@ def test_screening_has_any_its_types_its_strata_and_where_from(tmp_path: Path) -
     assert "Right in 40 of 46, 87 % (74 to 94 %)" in text
     assert "true, down; named, across 1 2 1 20 3 2 3 20" in text
     assert html.count('alt="ROC curve by patient"') == 1
+    head = text_of(html).split("How good it is")[0]
+    assert "Patient-level AUROC of any cancer 0.95 95 % interval 0.91 to 0.98" in head
+    assert "AUROC, mean over one class against the rest: " in head
+    for name in ("card", "tripod"):
+        assert "AUROC of any cancer: 0.95 (0.91 to 0.98)" in section(html, name)
+    assert "AUROC of any cancer 0.95 (0.91 to 0.98)" in section(html, "figures")
 
 
 def test_model_card_says_what_is_stated_and_what_is_not_and_tripod_answers_every_item(

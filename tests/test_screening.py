@@ -236,3 +236,24 @@ def test_a_patient_with_two_labels_counts_in_both_types() -> None:
     assert (found["origin"]["top1"]["k"], found["origin"]["top1"]["n"]) == (2, 2)
     assert found["origin"]["confusion"]["breast"] == {"none": 0, "breast": 1, "lung": 1}
     assert any("no negative is ranked above" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((5, 5, 5), "no type is more frequent than another: who names one of them always is right in 5 of 15 (33 %)"),
+        (
+            (5, 5, 2),
+            "none is more frequent than breast, colon: who names one of them always is right in 5 of 12 (42 %)",
+        ),
+        ((5, 4, 2), "most are of breast: who names it always is right in 5 of 11 (45 %)"),
+    ],
+)
+def test_of_equally_frequent_types_none_is_called_the_most_frequent(counts: tuple[int, ...], words: str) -> None:
+    types = ("breast", "colon", "lung")
+    target = Classes("cancer", ("none", *types))
+    labels = ["none"] * 4 + [name for name, n in zip(types, counts, strict=True) for _ in range(n)]
+    scores = np.random.default_rng(0).dirichlet(np.ones(4), size=len(labels))
+    table = pd.DataFrame({"label": labels, **dict(zip(target.names, scores.T, strict=True))})
+    table["slide_id"] = table["patient_id"] = [f"p{i}" for i in range(len(labels))]
+    assert screening_block(table, target, Screening("none"))["notes"][-1] == f"{words}; compare the origin"

@@ -214,6 +214,23 @@ def test_sides_that_do_not_overlap_have_an_interval_with_a_width_and_a_lone_side
         assert with_one["p"] is None
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_scores_without_spread_have_an_interval_with_a_width_and_differences_that_are_not_known(repeats: int) -> None:
+    positive = np.arange(45) < 5
+    constant, thirds = np.full((repeats, 45), 0.5), np.where(positive, 0.5, np.repeat([0.2, 0.5, 0.8], 15))
+    found = delong(positive, constant)
+    assert found["value"] == 0.5
+    assert found["low"] < 0.3
+    assert found["high"] > 0.7
+    perfect = positive * 1.0
+    other = perfect - np.linspace(0, 0.1, 45)  # in another order, but as perfect
+    for first, second in ((perfect, constant), (constant, ~positive * 1.0), (perfect, other)):
+        assert delong_difference(positive, first, second) == {"difference": UNKNOWN, "p": None}
+    for score in (perfect, constant, thirds):
+        alike = delong_difference(positive, score, 2 * score - 1)
+        assert alike == {"difference": {"value": 0.0, "low": 0.0, "high": 0.0}, "p": 1.0}
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_brier_is_scikit_learns_and_its_parts_sum_to_it(ties: bool) -> None:
     positive, probability = example(2, 90, ties=ties)

@@ -11,6 +11,8 @@ from conftest import EmbeddingsCohort, planted_embeddings
 
 from pathfm.embeddings import write_embeddings
 from pathfm.errors import InputError
+from pathfm.evaluate import evaluate
+from pathfm.ledger import ledger_of
 from pathfm.model import read_model
 from pathfm.train import Trained, TrainSettings, train
 
@@ -54,6 +56,37 @@ def test_with_a_split_the_figures_are_those_of_the_test_rows_alone(embeddings_co
     assert training["patients"] == [f"p{i:02d}" for i in range(12)]
     assert training["n_stop_patients"] == 4
     assert trained.predictions["cancer"]["split"].value_counts().to_dict() == {"train": 8, "val": 4, "test": 4}
+
+
+def test_each_look_at_the_test_rows_is_counted_and_makes_no_other_model(embeddings_cohort: Make) -> None:
+    cohort = _with_split(embeddings_cohort(patients=16), ["train"] * 10 + ["test"] * 6)
+    first = _train(cohort)
+    before = (first.folder / "model.json").read_bytes()
+    looks = [one.metrics["cancer"]["ledger"] for one in (first, _train(cohort))]
+    assert [(one["looks"], one["models"], one["file"]) for one in looks] == [
+        (1, 1, "cohort.ledger.csv"),
+        (2, 1, "cohort.ledger.csv"),
+    ]
+    assert (first.folder / "model.json").read_bytes() == before
+    ledger, tested = ledger_of(cohort.table), set(first.predictions["cancer"]["slide_id"][10:])
+    assert "looked at once" in str(first)
+    assert all(name not in ledger.read_text() for name in tested)
+    other = _train(cohort, training=replace(QUICK, seed=1)).metrics["cancer"]["ledger"]
+    assert (other["looks"], other["models"]) == (3, 2)
+    cohort.rewrite(cohort.frame().drop(columns="split"))
+    ledger.unlink()
+    assert _train(cohort, "all").metrics["cancer"]["ledger"] is None
+    assert not ledger.exists()
+
+
+def test_evaluate_knows_the_test_rows_of_a_training_again(embeddings_cohort: Make) -> None:
+    cohort = _with_split(embeddings_cohort(patients=16), ["train"] * 10 + ["test"] * 6)
+    _train(cohort)
+    sole = cohort.table.with_name("sole.csv")
+    cohort.frame().iloc[10:].to_csv(sole, index=False)
+    model, ledger = cohort.table.parent / "model", ledger_of(cohort.table)
+    looked = evaluate(model, sole, [cohort.embeddings], sole.parent / "out", ledger=ledger).metrics["cancer"]["ledger"]
+    assert looked["looks"] == 2
 
 
 def test_neither_labels_nor_embeddings_of_test_rows_reach_the_model(embeddings_cohort: Make) -> None:

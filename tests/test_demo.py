@@ -138,7 +138,7 @@ def test_every_command_of_the_readme_runs(users_folder: Path) -> None:
     for command in commands:
         program, *words = shlex.split(command)
         assert program == "pathfm"
-        pathfm(*words, cwd=users_folder)
+        pathfm(*words, cwd=users_folder, code=2 if words[0] == "gate" else 0)  # ten patients are too few for any stage
 
 
 @pytest.mark.parametrize(

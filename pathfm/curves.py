@@ -12,6 +12,8 @@ from pathfm.metrics import resamples
 from pathfm.proportions import proportion
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
     from pathfm.metrics import Scored
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Integers = NDArray[np.int64]
     Booleans = NDArray[np.bool_]
+
+
+_GRID = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
@@ -81,17 +86,7 @@ def roc_band(positive: Booleans, score: Floats, scored: Scored, seed: int = 0) -
     """
     if positive.all() or not positive.any():
         return None
-    grid = np.linspace(0.0, 1.0, 101)
-    order = np.argsort(-score, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])
-    draws = [
-        _tpr_at(grid, positive[order], weights[order], ends)
-        for chunk in resamples(scored, seed)
-        for weights in chunk
-        if (weights @ positive > 0) and (weights @ ~positive > 0)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    return RocBand(grid, _tpr_at(grid, positive[order], np.ones(len(order)), ends), low, high)
+    return RocBand(_GRID, *_banded(_tpr_at, positive, score, scored, seed, (positive, ~positive)))
 
 
 def precision_recall_band(
@@ -104,18 +99,29 @@ def precision_recall_band(
     """
     if positive.all() or not positive.any():
         return None
-    grid = np.linspace(0.0, 1.0, 101)
+    curve = _banded(_precision_at, positive, score, scored, seed, (positive,))
+    return PrecisionRecallBand(_GRID, *curve, float(positive.mean()))
+
+
+def _banded(
+    at: Callable[[Floats, Booleans, Floats, Integers], Floats],
+    positive: Booleans,
+    score: Floats,
+    scored: Scored,
+    seed: int,
+    sides: Sequence[Booleans],
+) -> tuple[Floats, Floats, Floats]:
+    """A curve on the grid, and the ends of its band over those resamples that have rows of these sides."""
     order = np.argsort(-score, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])
     draws = [
-        _precision_at(grid, positive[order], weights[order], ends)
+        at(_GRID, positive[order], weights[order], ends)
         for chunk in resamples(scored, seed)
         for weights in chunk
-        if weights @ positive > 0
+        if all(weights @ side > 0 for side in sides)
     ]
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    precision = _precision_at(grid, positive[order], np.ones(len(order)), ends)
-    return PrecisionRecallBand(grid, precision, low, high, float(positive.mean()))
+    return at(_GRID, positive[order], np.ones(len(order)), ends), low, high
 
 
 def _reliability_bin(positive: Booleans, probability: Floats) -> ReliabilityBin:

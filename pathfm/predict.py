@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from pathfm.beside import covariates_of, require_tables, slides_to_score
@@ -186,14 +187,14 @@ def _beside(model: Model, rows: pd.DataFrame, folder: Path, stage: StageStamp) -
     block = shift_block(model.reference, new, shifts[shifts["slide_id"].isin(new.slide_ids)])
     if block["alarm"]:
         logger.warning("%s", block["sentence"])
-    shifts = shifts.set_index("slide_id")
+    of_slide = {row["slide_id"]: row for row in shifts.to_dict("records")}
     columns: dict[str, list[Any]] = {name: [] for name in ("ood", "colour", "mpp", "flagged", "why")}
     for names in bags.values():
-        its = shifts[shifts.index.isin(names)]
+        its = [of_slide[name] for name in names if name in of_slide]
         for name in ("ood", "colour", "mpp"):
-            columns[name].append(its[name].max())
-        columns["flagged"].append("yes" if its["flagged"].any() else "no" if len(its) else "")
-        columns["why"].append("; ".join(filter(None, its["why"])))
+            columns[name].append(float(np.fmax.reduce([row[name] for row in its], initial=np.nan)))
+        columns["flagged"].append("yes" if any(row["flagged"] for row in its) else "no" if its else "")
+        columns["why"].append("; ".join(row["why"] for row in its if row["why"]))
     return columns | said
 
 

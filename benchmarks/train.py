@@ -36,6 +36,7 @@ from pathfm.fit import Rows, fit
 from pathfm.heads import HEADS
 from pathfm.heads.products import columns_times, onednn_is_faster, rows_times
 from pathfm.jointmodule import JointModule
+from pathfm.outoffold import repeat_settings
 from pathfm.settings import TrainSettings
 from pathfm.targets import Task
 from pathfm.targets.classes import Classes
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 
     Lines = dict[str, Callable[[], object]]
 
-TABLES = ("epochs", "folds", "heads")
-DIM, HIDDEN, FOLDS = 1024, 512, 5
+TABLES = ("epochs", "folds", "repeats", "heads")
+DIM, HIDDEN, FOLDS, REPEATS = 1024, 512, 5, 3
 LENGTHS = (5_000, 7_000, 9_000, 10_000)
 TASK = Task((Classes("class", ("no", "yes")),))
 NO_ONEDNN = ("pathfm.heads.products.onednn_is_faster", lambda: False)
@@ -73,6 +74,8 @@ def main() -> None:
             print_epochs(bags, attention, arguments.rounds, arguments.epochs)
     if "folds" in arguments.tables:
         print_folds(arguments.rounds, arguments.epochs)
+    if "repeats" in arguments.tables:
+        print_repeats(arguments.rounds, arguments.epochs)
     if "heads" in arguments.tables:
         lines = {name: trained(bags, settings(1), name) for name in arguments.heads}
         print_table(f"every head, {len(bags)} bags of {sum(LENGTHS) // len(bags)} x {DIM}", lines, 1, 1)
@@ -98,7 +101,7 @@ def print_folds(rounds: int, epochs: int) -> None:
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     long = [torch.randn(n // (1 if on_gpu else 4), DIM) for n in itertools.islice(itertools.cycle(LENGTHS), 10)]
-    short = [torch.randn(int(n), 200) for n in torch.randint(2, 14, (100,))]
+    short = short_bags()
     for title, bags, hidden in (
         (f"{FOLDS} folds, 10 long bags", long, HIDDEN),
         (f"{FOLDS} folds, 100 bags of 2 to 13", short, 128),
@@ -112,6 +115,27 @@ def print_folds(rounds: int, epochs: int) -> None:
         }
         spent_s = print_table(title + (", on the GPU" if on_gpu else ""), lines, rounds, epochs)
         print(f"  {FOLDS} folds by auto for {spent_s['auto'] / spent_s['one fold']:.2f} times one")
+
+
+def print_repeats(rounds: int, epochs: int) -> None:
+    """The folds of several repeats one after the other, those of each repeat in one pass, and all in one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    how = settings(epochs, hidden=128, device=device, together="always", order_seed=0)
+    repeats = [dataclasses.replace(how, seed=seed) for seed in range(REPEATS)]
+    each = [folds(short_bags(), one, FOLDS) for one in repeats]
+    lines: Lines = {
+        "apart": folds(short_bags(), dataclasses.replace(how, together="never"), FOLDS, REPEATS),
+        "a pass a repeat": lambda: [run() for run in each],
+        "one pass": folds(short_bags(), how, FOLDS, REPEATS),
+    }
+    on_gpu = ", on the GPU" if device == "cuda" else ""
+    print_table(f"{FOLDS} folds of {REPEATS} repeats, 100 bags of 2 to 13{on_gpu}", lines, rounds, epochs)
+
+
+def short_bags() -> list[Tensor]:
+    """Bags as those of classic data."""
+    drawn = torch.Generator().manual_seed(0)
+    return [torch.randn(int(n), 200, generator=drawn) for n in torch.randint(2, 14, (100,), generator=drawn)]
 
 
 def settings(epochs: int, **given: Any) -> TrainSettings:
@@ -131,18 +155,26 @@ def trained(bags: Sequence[Tensor], how: TrainSettings, head: str = "gated-abmil
     return run
 
 
-def folds(bags: Sequence[Tensor], how: TrainSettings, n: int) -> Callable[[], object]:
-    """Trainings of the first folds by `fit_all`, of one seed as those of a cross-validation are."""
+def folds(bags: Sequence[Tensor], how: TrainSettings, n: int, repeats: int = 1) -> Callable[[], object]:
+    """Trainings of the first folds by `fit_all`, as those of a cross-validation are."""
     dataset = BagDataset(bags, truth(bags))
     learn = [[row for row in range(len(bags)) if row % FOLDS != fold] for fold in range(n)]
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            jobs = [Job(Rows(rows, []), how, Path(scratch, str(fold)), str(fold)) for fold, rows in enumerate(learn)]
+            jobs = [
+                Job(
+                    Rows(rows, []), repeat_settings(how, repeat), Path(scratch, f"{repeat}-{fold}"), f"{repeat}, {fold}"
+                )
+                for repeat in range(repeats)
+                for fold, rows in enumerate(learn)
+            ]
             with patch("pathfm.together.JointModule", wraps=JointModule) as joint:
                 fit_all(dataset, jobs, TASK, "gated-abmil")
             if how.together == "always" and joint.call_count != 1:
-                message = f"{n} folds were to be trained together, and {joint.call_count} joint trainings were made"
+                message = (
+                    f"{len(jobs)} folds were to be trained together, and {joint.call_count} joint trainings were made"
+                )
                 raise RuntimeError(message)
 
     return run

@@ -112,8 +112,8 @@ class SlideDataModule(LightningDataModule):
         """The bags to learn from, in an order that depends on seed and epoch alone."""
         settings = self.settings
         odds = balanced_odds(self.task, self._truth) if settings.balanced_sampling else None
-        drawn = SampledBags(self.bags, settings.bag_size, settings.seed) if settings.bag_size else None
-        order = EpochOrder(self.rows.learn, len(self.bags), settings.seed, odds, drawn)
+        drawn = SampledBags(self.bags, settings.bag_size, settings.seed_of_steps) if settings.bag_size else None
+        order = EpochOrder(self.rows.learn, len(self.bags), settings.seed_of_steps, odds, drawn)
         return _loader(drawn or self.bags, batch_size(self.task, settings, len(self.rows.learn)), order)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

@@ -142,7 +142,7 @@ def say_cost_of_drawing(data: SlideDataModule, head: Head, what: str) -> None:
     share = seen / max(sum(data.bags.length(row) for row in data.rows.learn), 1)
     line = f"{what}: with --training.bag_size {size} a step sees {share:.0%} of the instances"
     if len(data.rows.stop):
-        drawn = SampledBags(data.bags, size, data.settings.seed)
+        drawn = SampledBags(data.bags, size, data.settings.seed_of_steps)
         whole, part = (_loss(data, head, one) for one in (data.bags, drawn))
         line += f"; loss of the stopping slides {whole:.4f} whole, {part:.4f} drawn so"
     logger.info("%s", line.replace("%", " %"))

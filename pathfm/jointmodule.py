@@ -43,7 +43,7 @@ class Member(NamedTuple):
 
 
 class JointModule(LightningModule):
-    """Fits that differ in their rows only, each as `MILModule` would train it alone, one bag a step.
+    """Fits that differ in their rows and seeds only, each as `MILModule` would train it alone, one bag a step.
 
     A step takes the parameters of all members that learn from its bag, stacked, through `torch.func.vmap`; they share the
     draws of the dropout, since each would make the same ones alone. Gradients, clipping, optimiser state, running mean and
@@ -75,7 +75,7 @@ class JointModule(LightningModule):
         active = [at for at, learn in enumerate(self._learn) if row in learn and not self.ran[at]]
         if not active:
             return
-        seed_step(self.settings.seed, self.current_epoch, row, self.device)
+        seed_step(self.settings.seed_of_steps, self.current_epoch, row, self.device)
         losses = self._stacked[0].losses([self.members[at].module for at in active], batch)
         self._losses.append((active, losses.detach()))
         optimizer = cast("Any", self.optimizers())

@@ -81,7 +81,7 @@ class MILModule(LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The mean loss of the bags, a scalar."""
         first = int(batch.rows[0])
-        seed_step(self.settings.seed, self.current_epoch, first, self.device, self._times[first])
+        seed_step(self.settings.seed_of_steps, self.current_epoch, first, self.device, self._times[first])
         self._times[first] += 1
         loss = self.head.losses(batch.bags, self.task.criterion(batch.truth, self.learning_balance)).mean()
         self._losses.append(loss.detach() * len(batch.rows))

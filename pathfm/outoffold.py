@@ -172,8 +172,8 @@ def all_repeats(task: Task, repeats: Sequence[Mapping[str, pd.DataFrame]]) -> di
 
 
 def repeat_settings(settings: TrainSettings, repeat: int) -> TrainSettings:
-    """Those of a repeat: all that is drawn is drawn anew."""
-    return replace(settings, seed=settings.seed + repeat)
+    """Those of a repeat: folds and first weights are drawn anew; steps go as in the first, so that all can share a pass."""
+    return replace(settings, seed=settings.seed + repeat, order_seed=settings.seed_of_steps) if repeat else settings
 
 
 def _in_order(slides: LabelledSlides, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -59,6 +59,8 @@ class TrainSettings:
     """Of the matrix products; bf16 and 16 save time on accelerators made for them, not on most CPUs."""
     seed: int = 0
     """Of the weights, the order of the slides, the dropout and the splits; the same seed gives the same model on a CPU."""
+    order_seed: int | None = None
+    """Of the order of the slides, the dropout and the instances drawn, by default seed; repeats share that of the first."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto takes an accelerator where there is one."""
     devices: int = 1
@@ -91,7 +93,14 @@ class TrainSettings:
         _require("ema", self.ema, 0 <= self.ema < 1, "from 0 to below 1")
         _require("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")
         _require("stop_share", self.stop_share, 0 <= self.stop_share <= 0.5, "from 0 to 0.5")
-        _require("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 4294967295")
+        for name in ("seed", "order_seed"):
+            given = getattr(self, name)
+            _require(name, given, given is None or 0 <= given < 2**32, "from 0 to 4294967295")
+
+    @property
+    def seed_of_steps(self) -> int:
+        """What seeds each step: trainings that share it, and their settings but for the seed, can share their steps."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     def head_kwargs(self) -> dict[str, Any]:
         """The keywords of `build_head`."""

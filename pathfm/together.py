@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _FEWEST, _SHORT, _SMALL = 4, 160, 250_000  # on a CPU: fits, instances of a bag, weights of a head
+_MOST_ON_ACCELERATOR = 10  # fits, whose instances' hidden layers are in its memory at once
 _TRIED = 300  # instances; heads take other ways for short bags than for long ones
 
 
@@ -47,7 +48,7 @@ class Job(NamedTuple):
 
 
 def fit_all(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> list[Fit]:
-    """Fits each job, and those of one seed together where they can be and that is faster; the results are those of `fit`.
+    """Fits each job, and several together where they can be and that is faster; the results are those of `fit`.
 
     Together they come to the same weights but for the order in which floating-point numbers are added. They are taken up
     again together after an interruption, bit-identical, from the checkpoint in the folder of the first of them.
@@ -88,8 +89,8 @@ def _fit_together(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) 
         checkpoint = find_checkpoint(checkpoints, sha256_text(canonical_json(each)))
         members, data = [], []
         for job in jobs:
-            torch.default_generator.manual_seed(settings.seed)  # each draws the weights that it would draw alone
-            data.append(SlideDataModule(bags, job.rows, task, settings))
+            torch.default_generator.manual_seed(job.settings.seed)  # each draws the weights that it would draw alone
+            data.append(SlideDataModule(bags, job.rows, task, job.settings))
             module = data[-1].module(head, standardise=checkpoint is None)
             best = Best(settings.patience, first_that_counts(settings, job.epochs)) if len(job.rows.stop) else None
             loggers = stack.enter_context(training_loggers(settings, job.folder, job.what))
@@ -108,21 +109,33 @@ def _fit_together(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) 
 def _groups(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> list[list[int]]:
     """The places of jobs that are fitted together; those that are fitted alone by themselves.
 
-    Together go jobs of one seed, for the seed decides the order of the bags, whose task, fitted on their rows, is the same.
+    Together go jobs of the same steps, as the folds of all repeats are, whose task, fitted on their rows, is the same.
     """
     groups: dict[str, list[int]] = {}
     for at, job in enumerate(jobs):
         facts = task.fitted(bags.truth[list(job.rows.learn)].numpy()).facts()
-        groups.setdefault(canonical_json([asdict(job.settings), facts]), []).append(at)
-    if jobs and jobs[0].settings.together == "always" and len(groups) > len({str(job.settings) for job in jobs}):
+        groups.setdefault(canonical_json([asdict(_steps(job.settings)), facts]), []).append(at)
+    ways = {str(_steps(job.settings)) for job in jobs}
+    if len(groups) > len(ways) and jobs[0].settings.together == "always":
         logger.warning(
             "--training.together always: the training rows of each fold decide its targets, so they go apart"
         )
     parts = []
     for group in groups.values():
         joined = len(group) > 1 and _go_together(bags, [jobs[at] for at in group], task, head)
-        parts += [group] if joined else [[at] for at in group]
+        together = len(group) if _on_cpu(jobs[group[0]].settings) else _MOST_ON_ACCELERATOR
+        most = together if joined else 1
+        parts += [group[first : first + most] for first in range(0, len(group), most)]
     return parts
+
+
+def _on_cpu(settings: TrainSettings) -> bool:
+    return torch_device(settings).type == "cpu"
+
+
+def _steps(settings: TrainSettings) -> TrainSettings:
+    """Settings without the seed of the first weights, which decides nothing about the steps."""
+    return replace(settings, seed=0, order_seed=settings.seed_of_steps)
 
 
 def _go_together(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> bool:

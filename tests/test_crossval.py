@@ -245,15 +245,17 @@ def test_by_site_no_site_is_on_both_sides_and_the_protocol_says_so(embeddings_co
 def test_repeats_are_averaged_and_each_is_the_cross_validation_of_the_next_seed(embeddings_cohort: Make) -> None:
     cohort = embeddings_cohort(patients=12)
     result = _crossval(cohort, repeats=2)
-    parts = [_crossval(cohort, training=replace(QUICK, seed=seed), out=f"seed-{seed}") for seed in (0, 1)]
+    seeds = [replace(QUICK, seed=seed, order_seed=0) for seed in (0, 1)]
+    parts = [_crossval(cohort, training=one, out=f"seed-{one.seed}") for one in seeds]
     rows = pd.read_csv(result.folder / "repeats.csv", dtype={"fold": "Int64"})
     for repeat, part in enumerate(parts):
         of = rows[rows["repeat"] == repeat]
-        assert of["prob_1"].tolist() == part.predictions["cancer"]["prob_1"].tolist()
+        alone = part.predictions["cancer"]["prob_1"].tolist()
+        assert of["prob_1"].tolist() == pytest.approx(alone, abs=1e-5)  # six heads share a pass, three do not
         assert of["fold"].tolist() == part.predictions["cancer"]["fold"].tolist()
     mean = pd.read_csv(result.folder / "predictions.csv")
     singles = [part.predictions["cancer"]["prob_1"].to_numpy() for part in parts]
-    assert mean["prob_1"].to_numpy() == pytest.approx((singles[0] + singles[1]) / 2, abs=1e-12)
+    assert mean["prob_1"].to_numpy() == pytest.approx((singles[0] + singles[1]) / 2, abs=1e-5)
     assert (mean["predicted"] == (mean["prob_1"] > 0.5)).all()
     assert mean["fold"].tolist() == parts[0].predictions["cancer"]["fold"].tolist()
     assert not parts[0].predictions["cancer"]["fold"].equals(parts[1].predictions["cancer"]["fold"])

@@ -13,6 +13,7 @@ from pathfm.bags import BagDataset
 from pathfm.fit import Fit, Rows
 from pathfm.heads import HEADS, Bags, HeadOutput, HeadShape, Pooling, pack
 from pathfm.jointmodule import JointModule
+from pathfm.outoffold import repeat_settings
 from pathfm.settings import TrainSettings
 from pathfm.targets import Classes, Task
 from pathfm.targets.regression import Regression
@@ -150,11 +151,47 @@ def test_each_member_has_the_log_of_its_own_fit(tmp_path: Path) -> None:
             assert mine == pytest.approx(theirs, rel=1e-4)
 
 
-def test_seeds_go_through_the_bags_in_orders_of_their_own_and_so_apart(tmp_path: Path, joint_fits: list[int]) -> None:
+def _jobs_of_seeds(folder: Path, settings: TrainSettings) -> list[Job]:
+    repeats = [repeat_settings(settings, repeat) for repeat in (0, 1)]
+    return [job for one in repeats for job in _jobs(folder / str(one.seed), one)]
+
+
+def test_repeats_have_weights_of_their_own_seeds_and_come_together_to_what_they_come_to_apart(
+    tmp_path: Path, joint_fits: list[int]
+) -> None:
+    settings = replace(QUICK, bag_size=4, dropout=0.5, seed=7)
+    together = fit_all(_bags(), _jobs_of_seeds(tmp_path / "together", settings), TASK, "gated-abmil")
+    assert joint_fits == [6]
+    alone = replace(settings, together="never")
+    apart = fit_all(_bags(), _jobs_of_seeds(tmp_path / "apart", alone), TASK, "gated-abmil")
+    _require_same(apart, together, _bags())
+    packed = pack([_bags().features(0)])
+    assert not torch.allclose(together[0].head(packed).logits, together[3].head(packed).logits, atol=1e-3)
+
+
+def test_a_repeat_is_the_training_of_its_seed_with_the_order_seed_of_the_first(tmp_path: Path) -> None:
+    first, second = _jobs_of_seeds(tmp_path / "repeats", QUICK)[::3]
+    alone = second._replace(settings=replace(QUICK, seed=1, order_seed=0, together="never"), folder=tmp_path / "alone")
+    _require_same(
+        [fit_all(_bags(), [first, second], TASK, "mean")[1]], fit_all(_bags(), [alone], TASK, "mean"), _bags()
+    )
+
+
+def test_seeds_with_orders_of_their_own_go_apart(tmp_path: Path, joint_fits: list[int]) -> None:
     seeds = [replace(QUICK, seed=seed, epochs=1) for seed in (0, 1)]
     jobs = [job for one in seeds for job in _jobs(tmp_path / str(one.seed), one)]
     fits = fit_all(_bags(), jobs[::2] + jobs[1::2], TASK, "mean")
     assert joint_fits == [3, 3]
+    assert len(fits) == 6
+
+
+def test_an_accelerator_is_given_no_more_fits_at_once_than_its_memory_is_planned_for(
+    tmp_path: Path, joint_fits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pathfm.together._MOST_ON_ACCELERATOR", 4)
+    monkeypatch.setattr("pathfm.together._on_cpu", lambda settings: False)
+    fits = fit_all(_bags(), _jobs_of_seeds(tmp_path, replace(QUICK, epochs=1)), TASK, "mean")
+    assert joint_fits == [4, 2]
     assert len(fits) == 6
 
 

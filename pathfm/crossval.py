@@ -157,9 +157,9 @@ def cross_validate(
     _drop_others(out, folding)
     write_table(out / "folds.csv", slides.table[["slide_id", "patient_id", "label"]].assign(fold=cuts[0]))
     jobs = [
-        job
-        for repeat, (fold_of, one) in enumerate(zip(cuts, repeats, strict=True))
-        for job in (fold_job(slides, fold_of, fold, one, *_place(out, repeat)) for fold in range(folding.folds))
+        fold_job(slides, cuts[repeat], fold, one, *_place(out, repeat))
+        for repeat, one in enumerate(repeats)
+        for fold in range(folding.folds)
     ]
     everybody = pd.Series(data=True, index=slides.table.index)
     reference = reference_of(slides, everybody)

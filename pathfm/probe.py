@@ -17,16 +17,17 @@ from pathfm.isolation import Limits, usual_workers
 from pathfm.licences import restricted
 from pathfm.metrics import RESAMPLES
 from pathfm.privacy import private_run
+from pathfm.probejudge import judge
 from pathfm.probeplot import draw_probe
-from pathfm.probescores import judge
 from pathfm.probetasks import tasks_of
 from pathfm.progress import logger
 from pathfm.slide import Reader  # noqa: TC001 - the command line reads the annotation
+from pathfm.slidesample import Sampling
 from pathfm.sources import find_slides
 from pathfm.tilefeatures import embed_units
 from pathfm.tileimages import find_tile_images, tiles_of_images
 from pathfm.tiles import TileSpec
-from pathfm.tilesamples import Sampling, slide_facts, tiles_of_slides
+from pathfm.tilesamples import slide_facts, tiles_of_slides
 from pathfm.tissue import TissueSpec
 from pathfm.version import __version__
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from pathfm.failures import Failure
     from pathfm.privacy import Pseudonyms
-    from pathfm.probescores import Judged
+    from pathfm.probejudge import Judged
     from pathfm.tilefeatures import LabelledTiles
 
 _FORMAT = 1

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from pathfm.backbones import Backbone, require_tiles
-from pathfm.errors import InputError, SlideError, TileSpecMismatchError, TileUnreadableError, UnknownNameError
+from pathfm.errors import InputError, SlideError, TileSpecMismatchError, TileUnreadableError
 from pathfm.failures import Failure
 from pathfm.files import is_disk_full
 from pathfm.isolation import Limits, cancelled_after, isolated
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from pathfm.errors import Reason
     from pathfm.isolation import Call
     from pathfm.privacy import Pseudonyms
+    from pathfm.slidesample import Sampling
     from pathfm.tilefeatures import Integers
     from pathfm.tiles import TileSpec
-    from pathfm.tilesamples import Sampling
 
 TABLE = "tiles.csv"
 """A table of this name in the folder of the tiles says what the names of its folders cannot: patients and sites."""
@@ -103,10 +103,7 @@ def tiles_of_images(found: pd.DataFrame, rows: Sequence[Backbone], spec: TileSpe
         InputError: no image can be read, they are of another size than stated, or one image has two labels.
         LeakageError: one image under two patients.
     """
-    for name in how.classes or ():
-        if name not in set(found["label"]):
-            kind = "label"
-            raise UnknownNameError(kind, name, set(found["label"]), "pass --classes some of these")
+    how.require_known(set(found["label"]))
     asked = found if how.classes is None else found[found["label"].isin(how.classes)].reset_index(drop=True)
     usable, failures = survey_tile_images(asked, how.limits, how.workers)
     if usable.empty:

@@ -1,8 +1,7 @@
-"""Labelled tiles of slides: a seeded sample of those under annotations, or of the tissue of slides that have one label."""
+"""Labelled tiles of slides: their labels, patients and sites, a sample of each, and its pixels as each backbone wants them."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,16 +10,13 @@ import pandas as pd
 
 from pathfm.backbones import Backbone, require_tiles
 from pathfm.cohort import read_cohort
-from pathfm.errors import InputError, SlideError, TileUnreadableError, UnknownNameError
+from pathfm.errors import InputError, SlideError, TileUnreadableError
 from pathfm.failures import Failure
 from pathfm.isolation import cancelled_after, isolated
-from pathfm.outlines import annotations_from_geojson, tissue_of
 from pathfm.progress import logger, progress
-from pathfm.reading import opened
-from pathfm.slidefiles import slide_digest
+from pathfm.slidesample import has_annotation, sample_slide
 from pathfm.tilefeatures import LabelledTiles, TileSome, Unit, with_patients
 from pathfm.tilereads import TileReads
-from pathfm.tiles import Tiles, require_scan_fine_enough, tile_slide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,15 +24,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pathfm.isolation import Limits
     from pathfm.privacy import Pseudonyms
-    from pathfm.slide import Reader, Slide
+    from pathfm.slidesample import Sampling, SlideSample
     from pathfm.sources import SlideSource
     from pathfm.tilefeatures import Integers
-    from pathfm.tiles import TileSpec
-    from pathfm.tissue import TissueMask, TissueSpec
-
-_LEAST_DRAWN = 1e-9  # of a tile: with --tiles.min_tissue 0 an area still has to touch it
+    from pathfm.tiles import Tiles, TileSpec
 
 
 class SlideFacts(NamedTuple):
@@ -45,92 +37,6 @@ class SlideFacts(NamedTuple):
     label: str = ""
     patient_id: str = ""
     site: str = ""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tiles are taken from slides; picklable.
-
-    Attributes:
-        specs: the resolved tile spec of each backbone; the grid is that of the widest.
-        tissue: how tissue is found, and how finely annotations are drawn.
-        annotations: folder of <slide_id>.geojson whose classes are the labels, None where a slide has one label.
-        classes: the labels that are asked for, None for all.
-        most: tiles of a slide and label.
-        seed: of the choice.
-        workers: processes that read.
-        limits: of each of them.
-        reader: what decodes slides.
-        batch_size: tiles at a time.
-    """
-
-    specs: tuple[TileSpec, ...]
-    tissue: TissueSpec
-    annotations: Path | None
-    classes: tuple[str, ...] | None
-    most: int
-    seed: int
-    workers: int
-    limits: Limits
-    reader: Reader
-    batch_size: int
-
-    @property
-    def widest(self) -> TileSpec:
-        """The spec with the widest field; of equal ones the finest."""
-        return max(self.specs, key=lambda spec: ((spec.size_px or 0) * (spec.mpp or 0), -(spec.mpp or 0)))
-
-
-@dataclass(frozen=True, eq=False)
-class Sampled:
-    """The tiles that were taken.
-
-    Attributes:
-        tiles: one row a tile: tile (slide_id@x,y of its centre), slide_id, label, patient_id and site ("" unknown),
-            digest (of the slide), pixels and flat (see `with_patients`), sorted by slide and place.
-        slides: what is known of each slide that has tiles, by slide_id.
-        failures: the slides that could not be used.
-        notes: what somebody who reads the result should know.
-    """
-
-    tiles: pd.DataFrame
-    slides: dict[str, SlideSample]
-    failures: list[Failure]
-    notes: list[str]
-
-
-@dataclass(frozen=True, eq=False)
-class SlideSample:
-    """The tiles that were taken from a slide; picklable.
-
-    Attributes:
-        source: the slide.
-        digest: what it is known by.
-        mpp: microns per pixel of its level 0.
-        labels: of each tile.
-        centres_px0: float64 (n, 2), (x, y) of the middle of each tile in level-0 pixels, sorted by y, then x.
-        found: tiles that could have been taken.
-        of_two: tiles that were not, for they lie under annotations of two classes.
-        of_few: tiles that were not, for the field of some backbone holds too little of the label.
-        drawn: the classes that are annotated.
-    """
-
-    source: SlideSource
-    digest: str
-    mpp: float
-    labels: tuple[str, ...]
-    centres_px0: NDArray[np.float64]
-    found: int
-    of_two: int
-    of_few: int
-    drawn: tuple[str, ...]
-
-    def tiles(self, spec: TileSpec) -> Tiles:
-        """The tiles as one backbone wants them, around the same centres; whole pixels, so up to one off."""
-        size_px, mpp = spec.size_px or 0, spec.mpp or 0.0
-        extent_px0 = size_px * mpp / self.mpp
-        corners = _corners(self.centres_px0, extent_px0)
-        return Tiles(corners, np.ones(len(corners), np.float32), size_px, mpp, size_px, extent_px0)
 
 
 def tiles_of_slides(
@@ -201,34 +107,44 @@ def slide_facts(slides: Sequence[Path], label: str | None, names: Pseudonyms | N
     return facts
 
 
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """The tiles that were taken.
+
+    Attributes:
+        tiles: one row a tile: tile (slide_id@x,y of its centre), slide_id, label, patient_id and site ("" unknown),
+            digest (of the slide), pixels and flat (see `with_patients`), sorted by slide and place.
+        slides: what is known of each slide that has tiles, by slide_id.
+        failures: the slides that could not be used.
+        notes: what somebody who reads the result should know.
+    """
+
+    tiles: pd.DataFrame
+    slides: dict[str, SlideSample]
+    failures: list[Failure]
+    notes: list[str]
+
+
 def sample_slides(sources: Sequence[SlideSource], facts: Mapping[str, SlideFacts], how: Sampling) -> Sampled:
     """Takes tiles from each slide; the choice depends on a slide's content, its label and the seed, not on its name.
 
     A tile belongs to a label where at least `tiles.min_tissue` of the field of every backbone does. Slides without a
     label, or without an annotation, are left out with a note.
+
+    Raises:
+        UnknownNameError: no slide has a label that is asked for.
+        InputError: no slide has a tile of a label that is asked for, or one scan has two labels.
     """
     if how.annotations is None:
-        _require_known(how, {one.label for one in facts.values()} - {""})
+        how.require_known({one.label for one in facts.values()} - {""})
     unlabelled = [one for one in sources if how.annotations is None and not _label(one, facts, how)]
-    bare = [one for one in sources if how.annotations is not None and not _is_there(_annotation(one, how))]
-    asked = [one for one in sources if one not in (*unlabelled, *bare)]
-    calls = {
-        one: isolated(one.path, how.limits.for_whole_slide(), how.workers, _sample, one, _label(one, facts, how), how)
-        for one in asked
-    }
-    samples: dict[str, SlideSample] = {}
-    failures: list[Failure] = []
-    with cancelled_after(calls.values()):
-        for source, call in progress(calls.items(), "find tiles"):
-            try:
-                samples[source.slide_id] = call.result()
-            except SlideError as error:
-                logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
-                failures.append(Failure.of(source.slide_id, error))
+    bare = [one for one in sources if how.annotations is not None and not has_annotation(one, how)]
+    asked = {one: _label(one, facts, how) for one in sources if one not in (*unlabelled, *bare)}
+    samples, failures = _each(asked, how)
     if how.annotations is None:
         _require_one_label(samples, facts)
     elif samples:
-        _require_known(how, {name for one in samples.values() for name in one.drawn})
+        how.require_known({name for one in samples.values() for name in one.drawn})
     rows = [row for name in sorted(samples) for row in _rows(samples[name], facts.get(name, SlideFacts()))]
     if not rows:
         what = "of a label under the annotations" if how.annotations else "of labelled tissue"
@@ -273,72 +189,23 @@ def _failure(source: SlideSource, corner: NDArray[np.int32]) -> Failure:
     return Failure.of(source.slide_id, TileUnreadableError(source.path, "corrupt tile", message))
 
 
-def _sample(source: SlideSource, label: str, how: Sampling) -> SlideSample:
-    """In another process."""
-    with opened(source, how.reader) as slide:
-        for spec in how.specs:
-            require_scan_fine_enough(slide, spec)
-        masks, drawn = _masks(slide, source, label, how)
-        digest = slide_digest(source.path)
-        extent_px0 = (how.widest.size_px or 0) * (how.widest.mpp or 0) / slide.mpp
-        grids = [tile_slide(slide, mask, how.widest).coords for mask in masks.values()]
-        corners = np.unique(np.concatenate([np.zeros((0, 2), np.int32), *grids])[:, ::-1], axis=0)[:, ::-1]
-        centres = corners + extent_px0 / 2
-        # by label whether each tile's field has enough of it, for every backbone
-        enough = {name: _enough(slide, mask, centres, how) for name, mask in masks.items()}
-        of_any = sum((one.any(axis=0).astype(np.int64) for one in enough.values()), np.zeros(len(corners), np.int64))
-        chosen, found = [], 0
-        for name, each in enough.items():
-            alone = np.flatnonzero(each.all(axis=0) & (of_any == 1))
-            chosen += [(row, name) for row in _chosen(alone, f"{how.seed} {digest} {name}", how.most).tolist()]
-            found += len(alone)
-        chosen.sort()
-        return SlideSample(
-            source,
-            digest,
-            slide.mpp,
-            tuple(name for _, name in chosen),
-            centres[[row for row, _ in chosen]],
-            found,
-            int((of_any > 1).sum()),
-            int((of_any == 1).sum()) - found,
-            drawn,
-        )
-
-
-def _enough(slide: Slide, mask: TissueMask, centres_px0: NDArray[np.float64], how: Sampling) -> NDArray[np.bool_]:
-    """Whether the field around each centre is enough of the label, bool (s, n), of each distinct spec, the widest first."""
-    fields = sorted({((one.size_px or 0) * (one.mpp or 0), one.min_tissue) for one in how.specs}, reverse=True)
-    touching = 0 if how.annotations is None else _LEAST_DRAWN
-    each = []
-    for width_um, least in fields:
-        corners, extent_px0 = _corners(centres_px0, width_um / slide.mpp), width_um / slide.mpp
-        each.append(mask.coverage(corners[:, 0], corners[:, 1], extent_px0, slide.mpp) >= max(least - 1e-9, touching))
-    enough = np.stack(each)
-    # the grid of tissue also has what could not be read when tissue was sought: reading it shall fail, and say so
-    return enough if how.annotations is not None else enough | ~enough[0]
-
-
-def _corners(centres_px0: NDArray[np.float64], extent_px0: float) -> NDArray[np.int32]:
-    """The corners of tiles of one width; rounded down, so what lies inside the field of the widest lies inside the scan."""
-    return np.floor(centres_px0 - extent_px0 / 2 + 1e-6).astype(np.int32)
-
-
-def _masks(
-    slide: Slide, source: SlideSource, label: str, how: Sampling
-) -> tuple[dict[str, TissueMask], tuple[str, ...]]:
-    """Where each label is that is asked for, and which classes are drawn."""
-    if how.annotations is None:
-        return {label: tissue_of(slide, how.tissue)}, ()
-    drawn = annotations_from_geojson(_annotation(source, how), slide, how.tissue)
-    return {name: mask for name, mask in drawn.items() if how.classes is None or name in how.classes}, tuple(drawn)
-
-
-def _chosen(rows: Integers, seed: str, most: int) -> Integers:
-    if len(rows) <= most:
-        return rows
-    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-    return rows[np.sort(generator.choice(len(rows), most, replace=False))]
+def _each(labels: Mapping[SlideSource, str], how: Sampling) -> tuple[dict[str, SlideSample], list[Failure]]:
+    """What was taken from each slide, by slide_id, in processes of their own."""
+    limits = how.limits.for_whole_slide()
+    calls = {
+        source: isolated(source.path, limits, how.workers, sample_slide, source, label, how)
+        for source, label in labels.items()
+    }
+    samples: dict[str, SlideSample] = {}
+    failures: list[Failure] = []
+    with cancelled_after(calls.values()):
+        for source, call in progress(calls.items(), "find tiles"):
+            try:
+                samples[source.slide_id] = call.result()
+            except SlideError as error:
+                logger.error("%s: failed, %s: %s", source.slide_id, error.reason, error.message)
+                failures.append(Failure.of(source.slide_id, error))
+    return samples, failures
 
 
 def _require_one_label(samples: Mapping[str, SlideSample], facts: Mapping[str, SlideFacts]) -> None:
@@ -351,28 +218,10 @@ def _require_one_label(samples: Mapping[str, SlideSample], facts: Mapping[str, S
             raise InputError(message)
 
 
-def _require_known(how: Sampling, known: set[str]) -> None:
-    for name in how.classes or ():
-        if name not in known:
-            kind = "label"
-            raise UnknownNameError(kind, name, known, "pass --classes some of these")
-
-
 def _label(source: SlideSource, facts: Mapping[str, SlideFacts], how: Sampling) -> str:
     """The label of all tiles of a slide; "" where it has none that is asked for."""
     label = facts.get(source.slide_id, SlideFacts()).label
     return label if how.classes is None or label in how.classes else ""
-
-
-def _annotation(source: SlideSource, how: Sampling) -> Path:
-    """The file of a slide; one of its pseudonym counts before one of its original id."""
-    names = [name for name in (source.slide_id, source.original_id) if name]
-    paths = [(how.annotations or source.path.parent) / f"{name}.geojson" for name in names]
-    return next((path for path in paths if _is_there(path)), paths[-1])
-
-
-def _is_there(path: Path) -> bool:
-    return path.is_symlink() or path.exists()  # a link to nowhere is one that cannot be read, not the lack of one
 
 
 def _strays(sources: Sequence[SlideSource], how: Sampling) -> list[str]:
@@ -406,11 +255,10 @@ def _notes(unlabelled: Sequence[SlideSource], bare: Sequence[SlideSource], sampl
     taken, found = sum(len(one.labels) for one in samples), sum(one.found for one in samples)
     of_two, of_few = sum(one.of_two for one in samples), sum(one.of_few for one in samples)
     empty = [one.source.slide_id for one in samples if not one.labels]
+    no_label, not_drawn = [one.slide_id for one in unlabelled], [one.slide_id for one in bare]
     counts = {
-        f"slides without a label that is asked for are left out: {_some([one.slide_id for one in unlabelled])}": len(
-            unlabelled
-        ),
-        f"slides without an annotation are left out: {_some([one.slide_id for one in bare])}": len(bare),
+        f"slides without a label that is asked for are left out: {_some(no_label)}": len(no_label),
+        f"slides without an annotation are left out: {_some(not_drawn)}": len(not_drawn),
         f"slides have no tile with enough of a label: {_some(empty)}": len(empty),
         "tiles under annotations of two classes are left out": of_two,
         "tiles are left out, for the field of some backbone holds too little of their label": of_few,

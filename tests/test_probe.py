@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pyramids import write_pyramid
 
-from pathfm import probescores
+from pathfm import probes
 from pathfm.backbones import BACKBONES, LoadedBackbone, load_backbone, register_backbone
 from pathfm.cli import main
 from pathfm.cohort import read_cohort
@@ -34,10 +34,11 @@ from pathfm.isolation import Limits
 from pathfm.outlines import annotations_from_geojson
 from pathfm.probe import probe
 from pathfm.probetasks import LABEL, SITE
+from pathfm.slidesample import Sampling, SlideSample
 from pathfm.sources import find_slides
 from pathfm.tileimages import find_tile_images, image_units, survey_tile_images
 from pathfm.tiles import TileSpec
-from pathfm.tilesamples import Sampling, SlideSample, sample_slides
+from pathfm.tilesamples import sample_slides
 from pathfm.tissue import TissueSpec
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def tile(label: str, site: str, seed: int) -> NDArray[np.uint8]:
 def _few_strengths() -> Iterator[None]:
     """Two C to choose from are as good here, and quicker."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probescores, "STRENGTHS", (1e-3, 1e-1))
+        patch.setattr(probes, "STRENGTHS", (1e-3, 1e-1))
         yield
 
 

@@ -17,17 +17,19 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pathfm import probescores
+from pathfm import probes
 from pathfm.errors import InputError
+from pathfm.probejudge import judge
 from pathfm.probeplot import draw_probe
-from pathfm.probescores import PROBES, STRENGTHS, Predicted, difference, figures, judge, predict
+from pathfm.probes import PROBES, STRENGTHS, predict
+from pathfm.probescores import Predicted, difference, figures
 from pathfm.probetasks import LABEL, NEW_SITES, SITE, Task, label_task, new_sites_task, site_task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pathfm.metrics import Figure
-    from pathfm.probescores import Probe
+    from pathfm.probes import Probe
     from pathfm.probetasks import Integers
 
 DIM = 8
@@ -102,7 +104,7 @@ def test_a_patient_is_never_on_both_sides_and_a_tile_in_one_test(
             assert not set(names[train]) & set(names[test])
             assert set(task.truth[train]) == set(range(len(task.classes)))
         with pytest.MonkeyPatch.context() as few:
-            few.setattr(probescores, "STRENGTHS", STRENGTHS[2:4])
+            few.setattr(probes, "STRENGTHS", STRENGTHS[2:4])
             for probe in PROBES if task.splits else ():
                 answers = predict(task, features, probe, 3).answers
                 assert (np.flatnonzero(answers >= 0) == np.sort(tested)).all()
@@ -345,7 +347,7 @@ def test_where_an_inner_split_lacks_a_class_nothing_is_chosen_by_the_others(monk
         return [(zeros, ones), (np.concatenate([zeros[::2], ones]), zeros[1::2])]
 
     task = label_task(table, 4, 0)
-    monkeypatch.setattr(probescores, "stratified", lopsided)
+    monkeypatch.setattr(probes, "stratified", lopsided)
     predicted = predict(task, features, "linear")
     assert (predicted.chosen, predicted.at_edge) == ((0.01,) * 4, 0)
 

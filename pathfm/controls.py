@@ -12,6 +12,7 @@ from pathfm.cohortfigures import by_patient, is_scored, scored_patients, scored_
 from pathfm.linear import Known, learner, out_of_fold_scores
 from pathfm.metrics import Figure, Scored, difference, figures
 from pathfm.permuted import permuted_labels
+from pathfm.phrases import with_interval
 from pathfm.words import words_of
 
 if TYPE_CHECKING:
@@ -179,12 +180,12 @@ def _unavailable(why: str) -> dict[str, Any]:
 
 
 def _why(name: str, figure: str, reached: Figure, better: Figure, *, too_high: bool) -> str:
-    what = f"{_PLAIN_NAMES[name]} alone reaches a patient-level {figure} of {_text(reached)}"
+    what = f"{_PLAIN_NAMES[name]} alone reaches a patient-level {figure} of {with_interval(reached)}"
     if too_high:
         return f"{what}, so the model {_WHAT_IT_MEANS[name]}"
     if better["low"] is not None and better["low"] > 0:
-        return f"{what}, and the model is better by {_text(better)}"
-    return f"{what}, and the model is not shown to be better: the difference is {_text(better)}"
+        return f"{what}, and the model is better by {with_interval(better)}"
+    return f"{what}, and the model is not shown to be better: the difference is {with_interval(better)}"
 
 
 def _why_permuted(figure: str, reached: Figure, chance: float) -> str:
@@ -194,7 +195,7 @@ def _why_permuted(figure: str, reached: Figure, chance: float) -> str:
         end = f"above chance ({chance:g}), so something besides the label leads across the folds"
     elif reached["high"] is not None and reached["high"] < chance:
         end = f"below chance ({chance:g}), as where the folds differ in their share of a class"
-    return f"{what} {figure} of {_text(reached)}, {end}"
+    return f"{what} {figure} of {with_interval(reached)}, {end}"
 
 
 def _verdict(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -214,8 +215,3 @@ _HEADLINES = {
     NOT_SEEN: "Confounding by the tested controls was not seen",
     NOT_TESTED: "Confounding was not tested",
 }
-
-
-def _text(figure: Figure) -> str:
-    value, low, high = (f"{figure[key]:.2f}".replace("-", "\u2212") for key in ("value", "low", "high"))
-    return f"{value} (95 % interval {low} to {high})"

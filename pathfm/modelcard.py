@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pathfm.cardfile import NOT_STATED, TEXTS, Card, read_card
-from pathfm.plainly import STAGE_WORDS, named_figures
+from pathfm.phrases import named_figures
+from pathfm.plainly import STAGE_WORDS
 from pathfm.tripod import backbones_of
 from pathfm.words import gives, interval, model_facts, share
 

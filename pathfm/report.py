@@ -20,7 +20,8 @@ from pathfm.files import write_text
 from pathfm.frequencies import frequencies
 from pathfm.licences import restricted
 from pathfm.modelcard import card_of, model_card
-from pathfm.plainly import figure_name, named_figures, plain_summary
+from pathfm.phrases import figure_name, named_figures
+from pathfm.plainly import plain_summary
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.report_data import gather

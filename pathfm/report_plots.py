@@ -22,7 +22,7 @@ from pathfm.figures import (
     svg_bytes,
 )
 from pathfm.netbenefit import net_benefit
-from pathfm.plainly import figure_name
+from pathfm.phrases import figure_name
 from pathfm.survivalcurves import kaplan_meier, log_rank
 from pathfm.words import condition, control_name, words_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pathfm.plainly import figure_name, named_figures
+from pathfm.phrases import capital, figure_name, named_figures
 from pathfm.tripoditems import ITEMS
 from pathfm.words import gives, interval
 
@@ -109,7 +109,7 @@ def _of_analysis(data: ReportData) -> dict[str, Answer]:
     weighed = data.target.kind == "classes" and settings.get("class_weights")
     updated, threshold = _chosen(data)
     return {
-        "12a": Answer("filled", f"{_capital(metrics['protocol'])}; no patient is on both sides."),
+        "12a": Answer("filled", f"{capital(metrics['protocol'])}; no patient is on both sides."),
         "12b": Answer(
             "filled", "Embeddings of frozen backbones as they are; the head makes one answer of those of a slide."
         ),
@@ -127,7 +127,7 @@ def _of_analysis(data: ReportData) -> dict[str, Answer]:
             "in part",
             "Figures by subgroup." if metrics["subgroups"] else "No subgroups were asked for (--claims.subgroups).",
         ),
-        "15": Answer("filled", f"{_capital(gives(data.target))}.{threshold}"),
+        "15": Answer("filled", f"{capital(gives(data.target))}.{threshold}"),
     }
 
 
@@ -216,7 +216,3 @@ def _of_use(data: ReportData, card: Mapping[str, str]) -> dict[str, Answer]:
         "27b": Answer("in part", "Users choose the slides; a heatmap takes a pathologist to read."),
         "27c": Answer("in part", again) if again else Answer("authors", ""),
     }
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -7,7 +7,8 @@ import pytest
 from claimed import at_point, calibration, figure, of_two_classes, screening, shift
 
 from pathfm.frequencies import frequencies
-from pathfm.plainly import figure_name, named_figures, plain_summary
+from pathfm.phrases import figure_name, named_figures
+from pathfm.plainly import plain_summary
 from pathfm.stage import StageStamp
 from pathfm.targets import KINDS
 from pathfm.words import percent, percent_interval, share

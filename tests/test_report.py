@@ -21,8 +21,9 @@ from pathfm.errors import EmbeddingsStaleError, InputError, ModelError
 from pathfm.heatmap import heatmap
 from pathfm.model import model_sha256, read_model, write_model
 from pathfm.report import _examples, report
-from pathfm.report_data import _failures, gather
+from pathfm.report_data import gather
 from pathfm.report_plots import draw_plots, line_at
+from pathfm.report_rows import _failures
 from pathfm.results import metrics_document, no_controls, write_results
 from pathfm.targets import KINDS, read_task
 from pathfm.train import train

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from pathfm.errors import CohortError, LeakageError, UnknownNameError
+from pathfm.errors import CohortError, InputError, LeakageError, UnknownNameError
 from pathfm.tables import known_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 # Headers of CLAM (case_id, slide_id, label) and STAMP (PATIENT, FILENAME) are read as ours.
 _ALIASES = {"case_id": "patient_id", "PATIENT": "patient_id", "FILENAME": "slide_id"}
-_KNOWN = ("slide_id", "patient_id", "path", "site", "mpp", "split")
+_KNOWN = {
+    "slide_id": "what a slide is called",
+    "patient_id": "whose slide it is",
+    "path": "where its file lies",
+    "site": "where it was made, which folds and controls go by",
+    "mpp": "the scale that it is given",
+    "split": "which side of a split it is on",
+}
 SLIDE_SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".dcm", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"]
 )
@@ -62,9 +69,16 @@ class Cohort:
 
         Raises:
             UnknownNameError: no such column; those of the table that are not pathfm's own are listed.
+            InputError: a column that is pathfm's own.
         """
         for column in columns:
-            if column not in self.stated or column in _KNOWN:
+            if column in self.stated and column in _KNOWN:
+                message = (
+                    f"--{option} names the column {column}, which is pathfm's own ({_KNOWN[column]}); name a copy of it"
+                    " otherwise if it is to be used"
+                )
+                raise InputError(message)
+            if column not in self.stated:
                 known = self.stated - set(_KNOWN)
                 kind = f"{option} column"
                 remedy = f"{self.source} has these columns; pass --{option} one of them"

@@ -181,6 +181,7 @@ def _listed(values: list[str]) -> list[Any]:
 def _one_line(text: str, known: list[str], command: str) -> str:
     """The parser's message without its line breaks, and near names where an option is unknown."""
     line = re.sub(r"\s+", " ", text).strip().removeprefix("error: ")
+    line = re.sub(r"^Group '([\w.]+)' does not accept option '", r"does not accept option '\1.", line)
     unknown = re.search(r"(?:[Uu]nrecognized arguments: |does not accept option '|Key ')(?:--)?([\w.]+)", line)
     if unknown:
         near = difflib.get_close_matches(f"--{unknown[1]}", known, n=3, cutoff=0.5)

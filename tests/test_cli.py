@@ -60,6 +60,7 @@ def test_there_are_shipped_configs() -> None:
         (["extract", "--slides", ".", "--out", "out", "--backbone", "virchw2"], "near: virchow2, virchow"),
         (["extract", "--slides", "nowhere", "--out", "out", "--tiles.size", "3"], "near: --tiles.size_px"),
         (["extract", "--slides", "nowhere", "--out", "out", "--tiles.mpp", "fine"], "tiles.mpp"),
+        (["train", "--training.hiden", "3"], "unknown option --training.hiden; near: --training.hidden"),
         (["tune", "--cohort", "c", "--inner-fold", "3"], "unknown option --inner_fold; near: --inner_folds"),
         (["compare", "--cohort", "c", "--head", "mean"], "unknown option --head; near: --heads"),
         (["crossval", "--cohort", "c", "--split", "sites"], "split"),

@@ -94,6 +94,8 @@ def test_columns_that_are_not_there_twice_or_what_is_asked_for_are_refused(
         Covariates.read(cohort, ["agee"])
     with pytest.raises(InputError, match="twice"):
         Covariates.read(cohort, ["age", "age"])
+    with pytest.raises(InputError, match="--covariates names the column site, which is pathfm's own"):
+        Covariates.read(_cohort(tmp_path, site=["a", "b"]), ["site"])
     with pytest.raises(CohortError, match="lacks the column sex, which the model reads"):
         BOTH.cells(cohort)
     labelled = embeddings_cohort(patients=4, name="labelled")

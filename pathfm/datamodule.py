@@ -14,10 +14,11 @@ from pathfm.cohort import read_cohort
 from pathfm.epochs import EpochOrder
 from pathfm.errors import InputError
 from pathfm.heads import build_head
+from pathfm.keeping import keep_bags
 from pathfm.labelled import labelled_slides
 from pathfm.milmodule import MILModule
 from pathfm.settings import TrainSettings
-from pathfm.splits import split_of
+from pathfm.splits import learn_and_stop, split_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +82,7 @@ class SlideDataModule(LightningDataModule):
         """
         slides = labelled_slides(read_cohort(cohort), embeddings, label, unit=unit, covariates=covariates)
         split = split_of(slides, settings)
-        rows = Rows(slides.rows(split == "train"), slides.rows(split == "val"))
+        rows = Rows(*learn_and_stop(slides, split))
         slides.task.require(slides.bags().truth[rows.learn].numpy())
         return cls(slides.bags(), rows, slides.task, settings)
 
@@ -102,6 +103,11 @@ class SlideDataModule(LightningDataModule):
         if standardise:
             built.standardise((bags.moments(row) for row in learn), covariates)
         return MILModule(built, self.task, settings, self.balance)
+
+    def setup(self, stage: str) -> None:
+        """Has the bags stay where the settings say, of which the device is the trainer's."""
+        if self.trainer is not None:
+            keep_bags(self.bags, self.trainer.strategy.root_device, self.settings)
 
     @property
     def balance(self) -> Balance:

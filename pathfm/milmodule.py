@@ -20,7 +20,7 @@ from pathfm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pathfm.heads import Head
+    from pathfm.heads import Bags, Head, HeadOutput
     from pathfm.settings import Schedule, TrainSettings
     from pathfm.targets import Balance, Task
 
@@ -77,6 +77,14 @@ class MILModule(LightningModule):
     def learning_balance(self) -> Balance:
         """Those of the training loss: none of the first target where drawing balances its classes."""
         return (None, *self.balance[1:]) if self.balance and self.settings.balanced_sampling else self.balance
+
+    def forward(self, bags: Bags) -> HeadOutput:
+        """What the head whose weights are kept says of packed bags."""
+        return cast("HeadOutput", self.scored(bags))
+
+    def predict_step(self, batch: Batch, batch_index: int) -> HeadOutput:
+        """What `forward` says, for `Trainer.predict` over a `DataLoader` of bags with `collate`."""
+        return self(batch.bags)  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The mean loss of the bags, a scalar."""

@@ -26,7 +26,7 @@ from pathfm.reference import reference_of
 from pathfm.results import metrics_document, no_controls, summary, write_results
 from pathfm.scoring import score_tables
 from pathfm.settings import TrainSettings
-from pathfm.splits import split_of
+from pathfm.splits import learn_and_stop, split_of
 from pathfm.subgroups import subgroup_columns
 from pathfm.together import Job, fit_all
 
@@ -119,7 +119,7 @@ def train(
         able = require_asked(slides.task.targets, asked)
         reference = reference_of(slides, split != "")
         leakage = require_no_leak(slides, cuts_of(split, slides.table["split"], freezes=asked.freezes), reference)
-        rows = Rows(slides.rows(split == "train"), slides.rows(split == "val"))
+        rows = Rows(*learn_and_stop(slides, split))
         (model,) = fit_models(slides, [Job(rows, training, out, f"train {label}")], head)
         placed = slides.table.assign(split=split)[split != ""]
         frozen = _frozen(model, placed[placed["split"] == "val"], asked, able)

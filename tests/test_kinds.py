@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,6 +71,25 @@ def test_a_kind_goes_all_the_way(embeddings_cohort: Make, tmp_path: Path, kind: 
     new = predict(model, tmp_path / "new", embeddings=[there.embeddings])[name].set_index("slide_id")
     assert new[target.names].to_numpy().tolist() == table[target.names].loc[new.index].to_numpy().tolist()
     assert (new["predicted"] != "").all()
+
+
+@pytest.mark.parametrize("own_split", [True, False])
+def test_a_cox_model_is_not_stopped_by_patients_of_whom_none_can_be_compared(
+    embeddings_cohort: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, own_split: bool
+) -> None:
+    caplog.set_level("INFO", "pathfm")
+    cohort = embeddings_cohort(patients=12)
+    frame = cohort.frame().drop(columns="cancer")
+    # those with the event were all seen longest: one of them and somebody censored before say nothing
+    frame["t"], frame["e"] = ["90"] * 5 + [str(10 + i) for i in range(7)], ["1"] * 5 + ["0"] * 7
+    if own_split:
+        frame["split"] = ["train"] * 8 + ["val"] * 4
+    cohort.rewrite(frame)
+    settings = replace(SETTINGS, epochs=5, min_epochs=1, patience=1, stop_share=0.2)
+    model = train(cohort.table, [cohort.embeddings], "t/e:cox", tmp_path / "m", "mean", training=settings).model
+    assert (model.training["epochs"], model.training["stopped_early"]) == (5, False)
+    assert (model.training["n_stop_patients"], model.training["n_patients"]) == (0, 8 if own_split else 12)
+    assert "nothing to compare; training runs all its epochs" in caplog.text
 
 
 @pytest.mark.parametrize(("kind", "cell"), [("classes", "maybe"), ("ordinal", "2"), ("multilabel", "c")])

@@ -68,6 +68,24 @@ def test_the_module_runs_under_a_trainer_of_the_users_own(bags: BagDataset, tmp_
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_trainer_of_the_users_own_keeps_bags_and_predicts_by_the_running_mean(
+    bags: BagDataset, tmp_path: Path
+) -> None:
+    data = SlideDataModule(bags, ROWS, TASK, replace(QUICK, ema=0.9, keep="memory"))
+    module, trainer = data.module("mean"), _trainer(tmp_path)
+    assert bags.place is None
+    trainer.fit(module, datamodule=data)
+    assert bags.place == torch.device("cpu")
+    found = trainer.predict(module, DataLoader(bags, batch_size=4, collate_fn=collate))
+    packed = pack([bags.features(row) for row in range(9)])
+    logits = torch.cat([one.logits for one in found])
+    module.eval()
+    torch.testing.assert_close(logits, module.scored(packed).logits)
+    torch.testing.assert_close(logits, module(packed).logits)
+    assert not torch.allclose(logits, module.head(packed).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_module_and_data_module_run_under_a_trainer_of_the_users_own(bags: BagDataset, tmp_path: Path) -> None:
     data = SlideDataModule(bags, ROWS, TASK, replace(QUICK, ema=0.5, clip=1.0, schedule="one-cycle", batch_size=2))
     trainer = _trainer(tmp_path)

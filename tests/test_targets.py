@@ -105,6 +105,21 @@ def test_scores_of_any_logits_are_finite_and_in_their_range(
 
 @every_kind
 @quick
+@given(data=st.data(), few=st.integers(0, 3), seed=st.integers(0, 1000))
+def test_rows_can_judge_a_model_where_their_loss_depends_on_what_it_says(
+    kind: str, data: st.DataObject, few: int, seed: int
+) -> None:
+    target, truth = drawn(kind, data)
+    unlabelled = np.full((1, target.width), np.nan, np.float32)
+    some = np.concatenate([np.random.default_rng(seed).permutation(truth)[:few], unlabelled])
+    logits = torch.randn(len(some), target.n_outputs, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    target.losses(logits, torch.from_numpy(some)).sum().backward()
+    assert logits.grad is not None
+    assert target.can_judge(some) == bool(logits.grad.abs().sum() > 0)
+
+
+@every_kind
+@quick
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_a_bag_without_a_label_costs_nothing_and_pulls_at_nothing(kind: str, data: st.DataObject, seed: int) -> None:
     target, truth = drawn(kind, data)

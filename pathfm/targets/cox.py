@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from pathfm.targets.survival import Survival
 from pathfm.targets.target import known
 
 if TYPE_CHECKING:
-    from pathfm.targets.target import Scores
+    from pathfm.targets.target import Scores, Truth
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Cox(Survival):
         against = torch.where(at_risk, logits[:, 0], -torch.inf).logsumexp(dim=1)
         share = len(truth) / event.sum().clamp(min=1).to(logits)
         return torch.where(event, (against - logits[:, 0]) * share, 0.0)
+
+    def can_judge(self, truth: Truth) -> bool:
+        """With an event whose time another row has reached as well; else there is nothing to compare."""
+        times, events = truth[~np.isnan(truth).any(axis=1)].T
+        return any(int((times >= time).sum()) > 1 for time in times[events > 0])
 
     def scores(self, logits: Tensor) -> Scores:
         """The logarithm of the relative risk."""

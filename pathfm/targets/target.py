@@ -139,6 +139,10 @@ class Target(ABC):
             balance: what `balance` gave for the training rows.
         """
 
+    def can_judge(self, truth: Truth) -> bool:
+        """Whether the loss of these rows depends on what a model says of them; without a label it does not."""
+        return bool((~np.isnan(truth)).any())
+
     @abstractmethod
     def scores(self, logits: Tensor) -> Scores:
         """What is written of bags, from logits float64 (b, n_outputs)."""

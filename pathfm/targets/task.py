@@ -82,6 +82,10 @@ class Task:
         for target, part in zip(self.targets, self.truths(truth), strict=True):
             target.require(part)
 
+    def can_judge(self, truth: Truth) -> bool:
+        """Whether the loss of these rows, float32 (n, width), depends on what a model says of them."""
+        return any(target.can_judge(part) for target, part in zip(self.targets, self.truths(truth), strict=True))
+
     def criterion(self, truth: Tensor, balance: Balance = ()) -> Criterion:
         """What a head needs of a batch in training: the mean of the targets' losses, and the classes of a lone one.
 

@@ -46,8 +46,8 @@ TASK = Task((Classes("class", ("no", "yes")),))
 _SHARED = {"hidden": 128, "attention": 64, "dropout": 0.5, "class_weights": False, "loggers": []}
 GRID = (
     TrainSettings(epochs=40, lr=5e-4, **_SHARED),
-    TrainSettings(epochs=60, lr=5e-4, **_SHARED),
-    TrainSettings(epochs=40, lr=1e-3, weight_decay=0.1, **_SHARED),
+    TrainSettings(epochs=20, lr=5e-4, bag_size=3, **_SHARED),
+    TrainSettings(epochs=20, lr=1e-3, bag_size=3, **_SHARED),
 )
 
 

@@ -127,8 +127,8 @@ def compare(
 
     The reference is declared before, not picked among the results: the first head on the first backbone, or the one
     named. Intervals are of patients drawn anew, the same for both sides of a difference; they hold no luck of training,
-    which `repeats` makes smaller. A slide counts where every backbone has embeddings of it with tissue, and is left out of
-    all cells otherwise. Each cell is a folder as crossval writes it, and one that is done is taken as it is.
+    which `repeats` makes smaller. A slide that some backbone failed on or found without tissue is left out of all cells; one
+    that was never extracted is an error. Each cell is a folder as crossval writes it, and one that is done is taken as it is.
 
     Args:
         cohort: the cohort table, CSV.

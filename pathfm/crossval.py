@@ -164,12 +164,12 @@ def cross_validate(
     everybody = pd.Series(data=True, index=slides.table.index)
     reference = reference_of(slides, everybody)
     leakage = require_no_leak(slides, cuts, reference, folding.split)
-    models = fit_models(slides, jobs, head)
+    models = fit_models(slides, jobs, head, out)
     parts = [models[first : first + folding.folds] for first in range(0, len(models), folding.folds)]
     scored = [out_of_fold(slides, fold_of, part) for fold_of, part in zip(cuts, parts, strict=True)]
     chosen = promised(slides, scored, asked, able, str(folding))
     say_frozen(chosen.frozen)
-    said = [*warnings, *fold_warnings(slides, cuts[0], folding, models)]
+    said = [*warnings, *fold_warnings(slides, cuts, folding, models)]
     means = mean_embeddings(slides)
     metrics = {
         target.name: metrics_document(

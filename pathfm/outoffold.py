@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -107,13 +108,13 @@ def fold_facts(slides: LabelledSlides, fold_of: pd.Series[int], models: Sequence
 
 
 def fold_warnings(
-    slides: LabelledSlides, fold_of: pd.Series[int], folding: Folding, models: Sequence[Model]
+    slides: LabelledSlides, cuts: Sequence[pd.Series[int]], folding: Folding, models: Sequence[Model]
 ) -> list[str]:
     """What to say of the folds: which had nobody to stop on, and which hold no patient of a class.
 
     Args:
         slides: the cohort.
-        fold_of: of each row.
+        cuts: the fold of each row, of every repeat.
         folding: how it was cut.
         models: of the folds, repeat after repeat.
     """
@@ -124,11 +125,12 @@ def fold_warnings(
         said.append(f"no patients to spare for early stopping in fold {named}: all epochs were run")
     target, truth = slides.task.targets[0], slides.task.truths(slides.truth)[0]
     strata = target.strata(truth)
-    for code, name in enumerate(target.groups):
+    for (repeat, fold_of), (code, name) in product(enumerate(cuts), enumerate(target.groups)):
         held = set(fold_of[(slides.table["reason"] == "") & (strata == code)].dropna())
         lacking = [str(fold) for fold in range(folding.folds) if fold not in held]
         if lacking and held:
-            said.append(f"fold {', '.join(lacking)} holds no patient of class {name}")
+            where = f"repeat {repeat + 1}, fold" if repeat else "fold"
+            said.append(f"{where} {', '.join(lacking)} holds no patient of class {name}")
     return said
 
 
@@ -173,7 +175,11 @@ def all_repeats(task: Task, repeats: Sequence[Mapping[str, pd.DataFrame]]) -> di
 
 def repeat_settings(settings: TrainSettings, repeat: int) -> TrainSettings:
     """Those of a repeat: folds and first weights are drawn anew; steps go as in the first, so that all can share a pass."""
-    return replace(settings, seed=settings.seed + repeat, order_seed=settings.seed_of_steps) if repeat else settings
+    return (
+        replace(settings, seed=(settings.seed + repeat) % 2**32, order_seed=settings.seed_of_steps)
+        if repeat
+        else settings
+    )
 
 
 def _in_order(slides: LabelledSlides, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -88,11 +88,7 @@ def write_results(
         results: by the name of the target its predictions and its figures; None where there are no labels.
         patients: by the name of the target what is decided of patients, for patients.csv.
     """
-    for folder in (out, *_folders_of_targets(out).values()):
-        for name in _RESULTS:
-            (folder / name).unlink(missing_ok=True)
-        if folder != out and not any(folder.iterdir()):
-            folder.rmdir()
+    drop_results(out)
     for name, (predictions, metrics) in results.items():
         folder = out if len(results) == 1 else out / folder_name(name)
         write_table(folder / "predictions.csv", predictions)
@@ -100,6 +96,15 @@ def write_results(
             write_table(folder / "patients.csv", patients[name])
         if metrics is not None:
             write_json(folder / "metrics.json", dict(metrics))
+
+
+def drop_results(out: Path) -> None:
+    """Removes what `write_results` left in a folder, and nothing else."""
+    for folder in (out, *_folders_of_targets(out).values()):
+        for name in _RESULTS:
+            (folder / name).unlink(missing_ok=True)
+        if folder != out and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def find_results(folder: Path, target: str | None, remedy: str) -> Path:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _FEWEST, _SHORT, _SMALL = 4, 160, 250_000  # on a CPU: fits, instances of a bag, weights of a head
-_MOST_ON_ACCELERATOR = 10  # fits, whose instances' hidden layers are in its memory at once
+_MOST_OF_LONG = 10  # fits of longer bags: the hidden instances of all are in memory at once
 _TRIED = 300  # instances; heads take other ways for short bags than for long ones
 
 
@@ -123,14 +123,16 @@ def _groups(bags: BagDataset, jobs: Sequence[Job], task: Task, head: str) -> lis
     parts = []
     for group in groups.values():
         joined = len(group) > 1 and _go_together(bags, [jobs[at] for at in group], task, head)
-        together = len(group) if _on_cpu(jobs[group[0]].settings) else _MOST_ON_ACCELERATOR
+        together = len(group) if _instances(bags, jobs[group[0]]) <= _SHORT else _MOST_OF_LONG
         most = together if joined else 1
         parts += [group[first : first + most] for first in range(0, len(group), most)]
     return parts
 
 
-def _on_cpu(settings: TrainSettings) -> bool:
-    return torch_device(settings).type == "cpu"
+def _instances(bags: BagDataset, job: Job) -> float:
+    """What a step reads of a bag, in the mean."""
+    learn = job.rows.learn
+    return min(sum(map(bags.length, learn)) / len(learn), job.settings.bag_size or math.inf)
 
 
 def _steps(settings: TrainSettings) -> TrainSettings:
@@ -179,10 +181,8 @@ def _pays(bags: BagDataset, jobs: Sequence[Job], module: MILModule, device: torc
     """
     if device.type != "cpu":
         return True
-    learn = jobs[0].rows.learn
-    instances = min(sum(map(bags.length, learn)) / len(learn), jobs[0].settings.bag_size or math.inf)
     weights = sum(parameter.numel() for parameter in module.head.parameters())
-    return len(jobs) >= _FEWEST and instances <= _SHORT and weights <= _SMALL
+    return len(jobs) >= _FEWEST and _instances(bags, jobs[0]) <= _SHORT and weights <= _SMALL
 
 
 def _can_be_stacked(bags: BagDataset, job: Job, modules: Sequence[MILModule]) -> bool:

@@ -23,7 +23,7 @@ from pathfm.patients import Unit, slides_of_bag
 from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.reference import reference_of
-from pathfm.results import metrics_document, no_controls, summary, write_results
+from pathfm.results import drop_results, metrics_document, no_controls, summary, write_results
 from pathfm.scoring import score_tables
 from pathfm.settings import TrainSettings
 from pathfm.splits import learn_and_stop, split_of
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pathfm.reference import Reference
-    from pathfm.targets import Target
+    from pathfm.targets import Target, Task, Truth
 
 NO_SPLIT = "no_split"
 
@@ -120,7 +120,7 @@ def train(
         reference = reference_of(slides, split != "")
         leakage = require_no_leak(slides, cuts_of(split, slides.table["split"], freezes=asked.freezes), reference)
         rows = Rows(*learn_and_stop(slides, split))
-        (model,) = fit_models(slides, [Job(rows, training, out, f"train {label}")], head)
+        (model,) = fit_models(slides, [Job(rows, training, out, f"train {label}")], head, out)
         placed = slides.table.assign(split=split)[split != ""]
         frozen = _frozen(model, placed[placed["split"] == "val"], asked, able)
         model = replace(model, frozen=frozen or None, reference=_seen(reference, model))
@@ -143,7 +143,7 @@ def train(
         return Trained(out, model, predictions, metrics)
 
 
-def fit_models(slides: LabelledSlides, jobs: Sequence[Job], head: str) -> list[Model]:
+def fit_models(slides: LabelledSlides, jobs: Sequence[Job], head: str, results_of: Path | None = None) -> list[Model]:
     """Fits a head for each job and writes it as a model directory; weights that are there for the same inputs are taken.
 
     What model.json says of targets, recipe, patients and slides is always that of the slides given.
@@ -153,19 +153,24 @@ def fit_models(slides: LabelledSlides, jobs: Sequence[Job], head: str) -> list[M
         jobs: the rows of `slides.bags()` to learn from and to stop on, how, and the model directory, which also holds the
             checkpoint and the logs of the fit.
         head: a row of `heads.HEADS`.
+        results_of: the folder of the results and the ensemble of all these fits. Where one is made anew they go first: a
+            run that is killed leaves no figures beside settings that are not theirs.
 
     Raises:
         InputError: rows from which a target cannot be learned.
     """
     bags, truth = slides.bags(), slides.truth[(slides.table["reason"] == "").to_numpy()]
     for job in jobs:
-        slides.task.require(truth[list(job.rows.learn)])
+        _require_learnable(slides.task, truth[list(job.rows.learn)], job.what)
     tasks = [slides.task.fitted(truth[list(job.rows.learn)]) for job in jobs]
     wanted = [fingerprint(bags, job.rows, slides.task, head, job.settings, job.epochs) for job in jobs]
     done = [_finished(job, digest) for job, digest in zip(jobs, wanted, strict=True)]
     missing = [job for job, model in zip(jobs, done, strict=True) if model is None]
     for job in missing:
         (job.folder / "model.json").unlink(missing_ok=True)
+    if missing and results_of is not None:
+        drop_results(results_of)
+        (results_of / "ensemble" / "model.json").unlink(missing_ok=True)
     fresh = iter(fit_all(bags, missing, slides.task, head))
     fits = [
         next(fresh) if model is None else Fit(model.heads[0], task, *_epochs(model))
@@ -175,9 +180,18 @@ def fit_models(slides: LabelledSlides, jobs: Sequence[Job], head: str) -> list[M
         _written(slides, job, one, digest, model)
         for job, one, digest, model in zip(jobs, fits, wanted, done, strict=True)
     ]
-    for job in missing:  # not before all are written: fits in one pass share a checkpoint
+    for job in jobs:  # not before all are written: fits in one pass share a checkpoint
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     return models
+
+
+def _require_learnable(task: Task, truth: Truth, what: str) -> None:
+    try:
+        task.require(truth)
+    except InputError as error:
+        several = "; with several targets folds are balanced over the first: name the rarest first in --label"
+        message = f"{what}: {error}{several if len(task.targets) > 1 else ''}"
+        raise InputError(message) from error
 
 
 def heed_licences(slides: LabelledSlides, require_license: Literal["permissive"] | None) -> None:

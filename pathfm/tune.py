@@ -214,7 +214,7 @@ def _nested(searching: _Search, folding: Folding, warnings: Sequence[str]) -> Tu
             controls=controls(predictions[target.name], slides.mean_rgb, slides.sites, target, means),
             blocks={"leakage": leakage},
             folds=fold_facts(slides, fold_of, models),
-            warnings=[*warnings, *fold_warnings(slides, fold_of, folding, models)],
+            warnings=[*warnings, *fold_warnings(slides, [fold_of], folding, models)],
         )
         for target in slides.task.targets
     }

@@ -13,7 +13,7 @@ from pathfm.cohort import Cohort, read_cohort
 from pathfm.compare import Comparison, compare
 from pathfm.crossval import crossval
 from pathfm.embeddings import write_embeddings
-from pathfm.errors import EmbeddingsDamagedError, InputError, UnknownNameError
+from pathfm.errors import CohortError, EmbeddingsDamagedError, InputError, UnknownNameError
 from pathfm.grid import named_backbones, reference_of, shared_slides
 from pathfm.labelled import LabelledSlides, labelled_slides
 from pathfm.settings import TrainSettings
@@ -150,6 +150,16 @@ def test_a_slide_that_one_backbone_lacks_is_left_out_of_all_cells_and_that_is_sa
         assert "p03-0" not in set(table["slide_id"])
         metrics = json.loads((result.folder / cell.name / "metrics.json").read_text())
         assert [one["slide_id"] for one in metrics["left_out"]] == ["p03-0"]
+
+
+def test_a_slide_that_was_never_extracted_is_an_error_and_one_that_failed_is_left_out(two: EmbeddingsCohort) -> None:
+    file = two.file("p03-0")
+    file.unlink()
+    with pytest.raises(CohortError, match=r"no embeddings of 1 labelled slides.*p03-0.*pathfm extract"):
+        _compare(two, "mean")
+    (file.parent / "failures.csv").write_text("slide_id,reason\np03-0,damaged\n")
+    result = _compare(two, "mean")
+    assert "not every backbone has embeddings of it with tissue: p03-0" in result.notes[0]
 
 
 def test_a_patient_keeps_the_slides_that_all_backbones_have(embeddings_cohort: Make) -> None:

@@ -19,7 +19,7 @@ from pathfm.heads import build_head
 from pathfm.labelled import labelled_slides
 from pathfm.licences import Licence
 from pathfm.model import Model, read_model
-from pathfm.outoffold import Folding, fold_column, fold_job, out_of_fold
+from pathfm.outoffold import Folding, fold_column, fold_job, fold_warnings, out_of_fold
 from pathfm.predict import predict
 from pathfm.scoring import score_tables
 from pathfm.settings import TrainSettings
@@ -267,6 +267,61 @@ def test_repeats_are_averaged_and_each_is_the_cross_validation_of_the_next_seed(
     _crossval(cohort)
     assert not list((result.folder / "repeats").glob("*"))
     assert not (result.folder / "repeats.csv").exists()
+
+
+def test_a_run_anew_that_is_killed_leaves_no_figures_that_are_not_its_own(
+    embeddings_cohort: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = embeddings_cohort(patients=12)
+    out = _crossval(cohort, repeats=2).folder
+    assert (out / "repeats.csv").exists()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathfm.train.fit_all", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _crossval(cohort, repeats=2, training=replace(QUICK, seed=3))
+    left = {path.name for path in out.rglob("*") if path.is_file()}
+    assert not left & {"metrics.json", "predictions.csv", "patients.csv", "repeats.csv", "model.json"}
+    monkeypatch.undo()
+    again = _crossval(cohort, repeats=2)
+    assert (out / "metrics.json").exists()
+    assert read_model(out / "ensemble").figures == again.model.figures
+
+
+def test_models_that_were_done_lose_a_checkpoint_that_a_killed_run_has_left(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=12)
+    out = _crossval(cohort).folder
+    (out / "folds" / "0" / "checkpoints").mkdir()
+    (out / "folds" / "0" / "checkpoints" / "last.ckpt").write_bytes(b"left")
+    _crossval(cohort)
+    assert not list(out.rglob("*.ckpt"))
+
+
+def test_a_second_target_that_a_fold_lacks_is_refused_with_the_fold_and_the_remedy(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=12)
+    frame = cohort.frame()
+    frame["er"] = ["pos"] + ["neg"] * 11
+    cohort.rewrite(frame)
+    with pytest.raises(InputError, match=r"^fold \d of 3: .*no slide of er pos.*name the rarest first in --label"):
+        _crossval(cohort, label="cancer,er")
+
+
+def test_the_folds_of_later_repeats_are_warned_of_as_well(embeddings_cohort: Make) -> None:
+    cohort = embeddings_cohort(patients=12)
+    frame = cohort.frame()
+    frame["site"] = [["a", "b", "c", "d"][row % 4] for row in range(12)]
+    frame["cancer"] = ["1" if site in "ab" else "0" for site in frame["site"]]
+    cohort.rewrite(frame)
+    slides = labelled_slides(read_cohort(cohort.table), [cohort.embeddings], "cancer")
+    mixed = pd.Series([row // 3 % 2 for row in range(12)], dtype="Int64")
+    apart = pd.Series([int(site in "ab") for site in frame["site"]], dtype="Int64")
+    said = fold_warnings(slides, [mixed, apart], Folding(2, "site", 2), [])
+    assert said == [
+        "repeat 2, fold 1 holds no patient of class 0",
+        "repeat 2, fold 0 holds no patient of class 1",
+    ]
 
 
 def test_the_ensemble_is_a_model_that_predict_takes_and_says_whose_figures_it_has(

@@ -185,13 +185,16 @@ def test_seeds_with_orders_of_their_own_go_apart(tmp_path: Path, joint_fits: lis
     assert len(fits) == 6
 
 
-def test_an_accelerator_is_given_no_more_fits_at_once_than_its_memory_is_planned_for(
+def test_of_long_bags_no_more_fits_share_a_pass_than_memory_is_meant_to_hold(
     tmp_path: Path, joint_fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pathfm.together._MOST_ON_ACCELERATOR", 4)
-    monkeypatch.setattr("pathfm.together._on_cpu", lambda settings: False)
-    fits = fit_all(_bags(), _jobs_of_seeds(tmp_path, replace(QUICK, epochs=1)), TASK, "mean")
-    assert joint_fits == [4, 2]
+    settings = replace(QUICK, epochs=1)
+    fit_all(_bags(), _jobs_of_seeds(tmp_path / "short", settings), TASK, "mean")
+    monkeypatch.setattr("pathfm.together._SHORT", 6)
+    monkeypatch.setattr("pathfm.together._MOST_OF_LONG", 4)
+    fits = fit_all(_bags(), _jobs_of_seeds(tmp_path / "long", settings), TASK, "mean")
+    fit_all(_bags(), _jobs_of_seeds(tmp_path / "drawn", replace(settings, bag_size=3)), TASK, "mean")
+    assert joint_fits == [6, 4, 2, 6]
     assert len(fits) == 6
 
 

@@ -69,6 +69,7 @@ _LEADING = {"weights pack": "--names", "weights unpack": "--bundle"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _sleep_soon()
     try:
         with _log_to_stderr():
             return _dispatch(words)
@@ -86,6 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail("interrupted; what was finished is kept, and the same command goes on from there")
         return 130
+
+
+def _sleep_soon() -> None:
+    """Has a thread that waits for the others of a product sleep after microseconds, unless the environment says how long.
+
+    By default GNU's OpenMP, which torch has on Linux, lets it spin for milliseconds. Where another process has one of the
+    cores, the thread that is waited for gets no turn meanwhile, and small products take 2 to 50 times as long; on cores of
+    its own little or nothing is lost (`benchmarks/busy.py`). It is read as torch is loaded, which no command has done yet.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def command_parser(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:

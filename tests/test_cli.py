@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,20 @@ def test_an_empty_name_among_backbones_is_said_to_be_one(
     (tmp_path / "a.svs").touch()
     words = ["extract", "--slides", str(tmp_path), "--out", str(tmp_path / "out"), "--backbone", names]
     assert "--backbone has an empty name between its commas" in error_of(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_waiting_threads_sleep_soon_where_the_environment_does_not_say_how_long(
+    given: dict[str, str], spins: str
+) -> None:
+    code = (
+        "import os, sys\nfrom pathfm.cli import main\nassert 'torch' not in sys.modules\nmain(['heads'])\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"{spins} True"

@@ -160,8 +160,10 @@ def fit_models(slides: LabelledSlides, jobs: Sequence[Job], head: str, results_o
         InputError: rows from which a target cannot be learned.
     """
     bags, truth = slides.bags(), slides.truth[(slides.table["reason"] == "").to_numpy()]
+    remedy = "; folds are balanced over the first target: name the rarest first in --label"
     for job in jobs:
-        _require_learnable(slides.task, truth[list(job.rows.learn)], job.what)
+        of_several = len(jobs) > 1 and len(slides.task.targets) > 1
+        _require_learnable(slides.task, truth[list(job.rows.learn)], job.what, remedy if of_several else "")
     tasks = [slides.task.fitted(truth[list(job.rows.learn)]) for job in jobs]
     wanted = [fingerprint(bags, job.rows, slides.task, head, job.settings, job.epochs) for job in jobs]
     done = [_finished(job, digest) for job, digest in zip(jobs, wanted, strict=True)]
@@ -185,12 +187,11 @@ def fit_models(slides: LabelledSlides, jobs: Sequence[Job], head: str, results_o
     return models
 
 
-def _require_learnable(task: Task, truth: Truth, what: str) -> None:
+def _require_learnable(task: Task, truth: Truth, what: str, remedy: str) -> None:
     try:
         task.require(truth)
     except InputError as error:
-        several = "; with several targets folds are balanced over the first: name the rarest first in --label"
-        message = f"{what}: {error}{several if len(task.targets) > 1 else ''}"
+        message = f"{what}: {error}{remedy}"
         raise InputError(message) from error
 
 

@@ -21,11 +21,10 @@ from pathfm.model import Model, model_sha256, read_model
 from pathfm.privacy import private_run
 from pathfm.reference import reference_of
 from pathfm.results import metrics_document, no_controls, summary, write_results
-from pathfm.scoring import score_tables
+from pathfm.scoring import patient_tables, score_tables
 from pathfm.shift import shift_of
 from pathfm.shiftblock import shift_block
 from pathfm.subgroups import subgroup_columns
-from pathfm.train import patient_tables
 
 PROTOCOL = "external evaluation"
 

@@ -20,11 +20,10 @@ from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.reference import facts_of_slides
 from pathfm.results import write_results
-from pathfm.scoring import BagScore, score_bag, score_tables
+from pathfm.scoring import BagScore, patient_tables, score_bag, score_tables
 from pathfm.shift import not_available, shift_of
 from pathfm.shiftblock import shift_block
 from pathfm.stage import read_stage
-from pathfm.train import patient_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ import torch
 
 from pathfm.embeddings import Embeddings, require_recipe
 from pathfm.errors import EmbeddingsDamagedError, EmbeddingsStaleError, ModelError
-from pathfm.frozen import apply_frozen
+from pathfm.frozen import apply_frozen, patient_table
 from pathfm.heads import Bags, pack
 from pathfm.joined import read_joined
 from pathfm.patients import NO_EMBEDDINGS, NO_TISSUE, slides_of_bag
@@ -19,7 +19,7 @@ from pathfm.progress import progress
 from pathfm.targets import Classes, Ordinal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     import pandas as pd
@@ -110,6 +110,13 @@ def require_slide(path: Path, embeddings: Embeddings, slide_id: str) -> None:
     if embeddings.slide_id != slide_id:
         message = f"{path} holds slide {embeddings.slide_id}, not {slide_id}; give the file its slide's name, or extract again"
         raise EmbeddingsStaleError(path, message)
+
+
+def patient_tables(predictions: Mapping[str, pd.DataFrame], model: Model) -> dict[str, pd.DataFrame]:
+    """Of each target of which something is frozen what is decided of patients, where a bag is not one already."""
+    frozen = (model.frozen or {}) if model.unit == "slide" else {}
+    targets = {target.name: target for target in model.task.targets}
+    return {name: patient_table(predictions[name], targets[name], one) for name, one in frozen.items()}
 
 
 def _raw_score(model: Model, slides: Sequence[Embeddings], covariates: NDArray[np.float32] | None) -> BagScore:

@@ -13,7 +13,6 @@ from pathfm.cohort import read_cohort
 from pathfm.errors import InputError, ModelError
 from pathfm.fit import Fit, Rows, fingerprint
 from pathfm.freezing import freeze
-from pathfm.frozen import Frozen, patient_table
 from pathfm.labelled import LabelledSlides, LeftOut, labelled_slides
 from pathfm.leakage import cuts_of, require_no_leak, scans_of
 from pathfm.ledger import ledger_of, record_look, set_sha256
@@ -24,17 +23,18 @@ from pathfm.privacy import private_run
 from pathfm.progress import logger
 from pathfm.reference import reference_of
 from pathfm.results import drop_results, metrics_document, no_controls, summary, write_results
-from pathfm.scoring import score_tables
+from pathfm.scoring import patient_tables, score_tables
 from pathfm.settings import TrainSettings
 from pathfm.splits import learn_and_stop, split_of
 from pathfm.subgroups import subgroup_columns
 from pathfm.together import Job, fit_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
 
+    from pathfm.frozen import Frozen
     from pathfm.reference import Reference
     from pathfm.targets import Target, Task, Truth
 
@@ -204,13 +204,6 @@ def heed_licences(slides: LabelledSlides, require_license: Literal["permissive"]
     if require_license is not None:
         require_permissive(slides.licences, f"training on {slides.recipe['backbone']['name']}")
     warn_of_restrictions(slides.licences)
-
-
-def patient_tables(predictions: Mapping[str, pd.DataFrame], model: Model) -> dict[str, pd.DataFrame]:
-    """Of each target of which something is frozen what is decided of patients, where a bag is not one already."""
-    frozen = (model.frozen or {}) if model.unit == "slide" else {}
-    targets = {target.name: target for target in model.task.targets}
-    return {name: patient_table(predictions[name], targets[name], one) for name, one in frozen.items()}
 
 
 def _seen(reference: Reference, model: Model) -> Reference:

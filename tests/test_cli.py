@@ -208,3 +208,10 @@ def test_waiting_threads_sleep_soon_where_the_environment_does_not_say_how_long(
         [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == f"{spins} True"
+
+
+def test_commands_that_train_nothing_do_not_load_what_trains() -> None:
+    modules = [COMMANDS[name][0].partition(":")[0] for name in ("predict", "evaluate", "gate", "heatmap", "report")]
+    code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -120,9 +120,8 @@ def print_folds(rounds: int, epochs: int) -> None:
 def print_repeats(rounds: int, epochs: int) -> None:
     """The folds of several repeats one after the other, those of each repeat in one pass, and all in one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    how = settings(epochs, hidden=128, device=device, together="always", order_seed=0)
-    repeats = [dataclasses.replace(how, seed=seed) for seed in range(REPEATS)]
-    each = [folds(short_bags(), one, FOLDS) for one in repeats]
+    how = settings(epochs, hidden=128, device=device, together="always")
+    each = [folds(short_bags(), repeat_settings(how, repeat), FOLDS) for repeat in range(REPEATS)]
     lines: Lines = {
         "apart": folds(short_bags(), dataclasses.replace(how, together="never"), FOLDS, REPEATS),
         "a pass a repeat": lambda: [run() for run in each],

@@ -7,8 +7,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from pathfm.heads.attention import dot_product_attention
 from pathfm.heads.layers import Dropout
 
 
@@ -38,7 +38,7 @@ class Block(nn.Module):
         """Tokens (n, h) that look at each other, (n, h)."""
         normal = self.norm(tokens)
         keys, values = self._keys_values(normal)
-        found = functional.scaled_dot_product_attention(split_heads(self.query(normal), self.heads), keys, values)
+        found = dot_product_attention(split_heads(self.query(normal), self.heads), keys, values)
         return self._added(tokens, found)
 
     def look(self, tokens: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

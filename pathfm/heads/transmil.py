@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pathfm.heads.attention import dot_product_attention
 from pathfm.heads.layers import Dropout, FirstLinear, HeadShape
 from pathfm.heads.options import require_divisible
 from pathfm.heads.packed import Bags, HeadOutput
@@ -96,7 +97,9 @@ class PositionalEncoding(nn.Module):
         kernels = cast("list[nn.Conv2d]", list(self.kernels))
         weight = torch.stack([functional.pad(one.weight, [3 - cast("int", one.padding[0])] * 4) for one in kernels])
         bias = torch.stack([cast("Tensor", one.bias) for one in kernels])
-        added = functional.conv2d(picture, weight.sum(dim=0), bias.sum(dim=0), padding=3, groups=tokens.shape[1])
+        # of one type, which under vmap autocast does not see to
+        weight, bias = weight.sum(dim=0).to(picture), bias.sum(dim=0).to(picture)
+        added = functional.conv2d(picture, weight, bias, padding=3, groups=tokens.shape[1])
         return (picture + added).squeeze(0).flatten(1).T
 
 
@@ -121,7 +124,9 @@ class NystromAttention(nn.Module):
         queries, keys, values = (split_heads(part, self.heads) for part in parts)
         found = nystrom(queries, keys, values, self.landmarks, self.iterations)
         # the same kernel for all numbers of a head, along the tokens
-        found = found + self.residual(values.squeeze(0).permute(2, 0, 1)).permute(1, 2, 0)
+        kernel = self.residual.weight.to(values)
+        along = functional.conv1d(values.squeeze(0).permute(2, 0, 1), kernel, padding=self.reach, groups=self.heads)
+        found = found + along.permute(1, 2, 0)
         return cast("Tensor", tokens + self.out(join_heads(found)))
 
 
@@ -140,7 +145,7 @@ def nystrom(queries: Tensor, keys: Tensor, values: Tensor, landmarks: int, itera
     Returns:
         Float (1, heads, n, d).
     """
-    attention, n = functional.scaled_dot_product_attention, queries.shape[2]
+    attention, n = dot_product_attention, queries.shape[2]
     if n <= landmarks:
         return attention(queries, keys, values)
     length = -(-n // landmarks)

@@ -161,9 +161,9 @@ class MILModule(LightningModule):
         bags, covariates = batch.bags, batch.bags.covariates
         bags = bags._replace(
             features=bags.features.to(device, non_blocking=True),
-            covariates=None if covariates is None else covariates.to(device),
+            covariates=None if covariates is None else covariates.to(device, non_blocking=True),
         )
-        return Batch(bags, batch.truth.to(device), batch.rows)
+        return Batch(bags, batch.truth.to(device, non_blocking=True), batch.rows)
 
 
 def adamw(parameters: Iterable[Tensor] | list[dict[str, Any]], settings: TrainSettings) -> torch.optim.AdamW:

@@ -88,7 +88,8 @@ class DTFD(Pooling):
         for group in range(max(counts)):
             # every bag has a row in each call, as the criterion wants it; one it does not have counts nothing
             logits = torch.stack([tier.logits[group % len(tier.logits)] for tier in tiers])
-            shares = losses.new_tensor([(group < count) / count for count in counts])
+            # filled, not copied from a list, for which an accelerator would wait
+            shares = torch.stack([losses.new_full((), (group < count) / count) for count in counts])
             losses = losses + shares * criterion.losses(logits)
         return losses
 

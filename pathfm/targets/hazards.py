@@ -50,8 +50,10 @@ class Hazards(Survival):
         """The negative log-likelihood of having passed the spans before, and of the event in its own, or of passing it."""
         labelled = known(truth)
         time, event = (torch.where(labelled, column.nan_to_num(), 0.0) for column in truth.T)
-        cuts = torch.tensor(self.cuts, dtype=truth.dtype, device=truth.device)
-        own = (time[:, None] >= cuts).sum(dim=1, keepdim=True)
+        own = torch.zeros_like(time, dtype=torch.int64)
+        for cut in self.cuts:  # a tensor of them would be copied at every step, for which an accelerator waits
+            own = own + (time >= cut)
+        own = own[:, None]
         spans = torch.arange(_SPANS, device=truth.device)
         passed = (spans < own) | ((spans == own) & (event == 0)[:, None])
         struck = (spans == own) & (event == 1)[:, None]

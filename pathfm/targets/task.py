@@ -106,7 +106,7 @@ class Task:
             )  # sums of bags, in whatever precision they came
             rows = zip(self.targets, torch.split(logits, widths, dim=1), parts, balances, strict=True)
             each = [target.losses(some, part, weights) for target, some, part, weights in rows]
-            return torch.stack(each).mean(dim=0)
+            return each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
 
         first = self.targets[0]
         alone = len(self.targets) == 1 and isinstance(first, Classes) and first.n_outputs == len(first.classes)

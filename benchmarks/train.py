@@ -154,7 +154,9 @@ def trained(bags: Sequence[Tensor], how: TrainSettings, head: str = "gated-abmil
     return run
 
 
-def folds(bags: Sequence[Tensor], how: TrainSettings, n: int, repeats: int = 1) -> Callable[[], object]:
+def folds(
+    bags: Sequence[Tensor], how: TrainSettings, n: int, repeats: int = 1, head: str = "gated-abmil"
+) -> Callable[[], object]:
     """Trainings of the first folds by `fit_all`, as those of a cross-validation are."""
     dataset = BagDataset(bags, truth(bags))
     learn = [[row for row in range(len(bags)) if row % FOLDS != fold] for fold in range(n)]
@@ -169,7 +171,7 @@ def folds(bags: Sequence[Tensor], how: TrainSettings, n: int, repeats: int = 1) 
                 for fold, rows in enumerate(learn)
             ]
             with patch("pathfm.together.JointModule", wraps=JointModule) as joint:
-                fit_all(dataset, jobs, TASK, "gated-abmil")
+                fit_all(dataset, jobs, TASK, head)
             if how.together == "always" and joint.call_count != 1:
                 message = (
                     f"{len(jobs)} folds were to be trained together, and {joint.call_count} joint trainings were made"

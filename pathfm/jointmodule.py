@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from pathfm.epochs import Best, seed_step
 from pathfm.milmodule import MILModule, adamw, rate
+from pathfm.stacked import StackedHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from pathfm.bags import Batch
     from pathfm.datamodule import Rows
-    from pathfm.heads import Bags, Criterion, Head
-    from pathfm.targets import Balance
 
 
 class Member(NamedTuple):
@@ -45,8 +43,7 @@ class Member(NamedTuple):
 class JointModule(LightningModule):
     """Fits that differ in their rows and seeds only, each as `MILModule` would train it alone, one bag a step.
 
-    A step takes the parameters of all members that learn from its bag, stacked, through `torch.func.vmap`; they share the
-    draws of the dropout, since each would make the same ones alone. Gradients, clipping, optimiser state, running mean and
+    A step is of all members that learn from its bag (`StackedHead`). Gradients, clipping, optimiser state, running mean and
     best epoch are each member's own; one that has stopped takes no further part.
 
     Attributes:
@@ -62,8 +59,6 @@ class JointModule(LightningModule):
         self.ran = [0] * len(members)
         self._learn = [frozenset(member.rows.learn) for member in members]
         self._stop = [frozenset(member.rows.stop) for member in members]
-        # in a tuple, so that its parameters are nobody's: each call is given those of the members
-        self._stacked = (StackedHead(copy.deepcopy(members[0].module.head)),)
         self._losses: list[tuple[list[int], Tensor]] = []
         self._logits: dict[int, dict[int, Tensor]] = {}
         self._truth: dict[int, Tensor] = {}
@@ -76,13 +71,12 @@ class JointModule(LightningModule):
         if not active:
             return
         seed_step(self.settings.seed_of_steps, self.current_epoch, row, self.device)
-        losses = self._stacked[0].losses([self.members[at].module for at in active], batch)
-        self._losses.append((active, losses.detach()))
         optimizer = cast("Any", self.optimizers())
-        optimizer.zero_grad()
-        self.manual_backward(losses.sum())
+        optimizer.zero_grad()  # who does not learn from this bag has no gradient, and is not stepped
+        self._losses.append((active, self._stacked.learn(active, batch)))
+        groups = optimizer.param_groups
         for at in active:
-            self._prepare_step(at, optimizer.param_groups[at])
+            self._prepare_step(at, groups[at % len(groups)])
         optimizer.step()
         for at in active:
             module = self.members[at].module
@@ -95,7 +89,7 @@ class JointModule(LightningModule):
         active = [at for at, stop in enumerate(self._stop) if row in stop and not self.ran[at]]
         if not active:
             return
-        logits = self._stacked[0].logits([self.members[at].module for at in active], batch.bags)
+        logits = self._stacked.logits(active, batch.bags)
         self._truth[row] = batch.truth
         for at, one in zip(active, logits.float().unbind(), strict=True):
             self._logits.setdefault(at, {})[row] = one
@@ -112,7 +106,8 @@ class JointModule(LightningModule):
         self._logits, self._truth = {}, {}
 
     def on_train_start(self) -> None:
-        """A training that had ended before it was interrupted does not go on."""
+        """Stacks the heads, which are on their device now. A training that had ended before it was interrupted does not go on."""
+        self._stacked = StackedHead([member.module for member in self.members])
         self.trainer.should_stop = all(self.ran)
 
     def on_train_epoch_start(self) -> None:
@@ -140,8 +135,10 @@ class JointModule(LightningModule):
         self.trainer.should_stop = all(self.ran)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW with a group of parameters a member: those without a gradient are not stepped."""
-        return adamw([{"params": list(member.module.head.parameters())} for member in self.members], self.settings)
+        """One AdamW, in one call for all members where they share the rate of an epoch: one-cycle counts the steps of each."""
+        each = [list(member.module.head.parameters()) for member in self.members]
+        groups = each if self.settings.schedule == "one-cycle" else [list(chain.from_iterable(each))]
+        return adamw([{"params": group} for group in groups], self.settings)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds how far each member is."""
@@ -163,62 +160,10 @@ class JointModule(LightningModule):
         group["lr"] = self._lr(self._steps[at], len(self._learn[at]))
         self._steps[at] += 1
         if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(group["params"], self.settings.clip)
+            nn.utils.clip_grad_norm_(self.members[at].module.head.parameters(), self.settings.clip)
 
     def _lr(self, steps: int, an_epoch: int) -> float:
         """The rate after so many steps; it is that of `MILModule.configure_optimizers`."""
         settings = self.settings
         epochs = steps / an_epoch if settings.schedule == "one-cycle" else steps // an_epoch
         return settings.lr * rate(settings.schedule, epochs / settings.epochs)
-
-
-class StackedHead:
-    """Calls one head with the parameters of several at once."""
-
-    def __init__(self, head: Head) -> None:
-        self.call = _Losses(head)
-
-    def losses(self, modules: Sequence[MILModule], batch: Batch) -> Tensor:
-        """The mean loss of a batch of each, float32 (members,)."""
-        task = modules[0].task
-
-        def of_one(weights: tuple[dict[str, Tensor], ...], balance: dict[int, Tensor]) -> Tensor:
-            weighed: Balance = tuple(balance.get(index) for index in range(modules[0].n_balances))
-            given = (batch.bags, task.criterion(batch.truth, weighed))
-            return cast("Tensor", functional_call(self.call, weights, given, tie_weights=False)).mean()
-
-        balances = [{i: one for i, one in enumerate(module.balance) if one is not None} for module in modules]
-        self.call.train()
-        heads = _stack([module.head for module in modules])
-        return vmap(of_one, randomness="same")(heads, _stack_each(balances))
-
-    def logits(self, modules: Sequence[MILModule], bags: Bags) -> Tensor:
-        """The logits of the scored head of each, float32 (members, b, c)."""
-
-        def of_one(weights: tuple[dict[str, Tensor], ...]) -> Tensor:
-            return cast("Tensor", functional_call(self.call, weights, (bags, None), tie_weights=False))
-
-        self.call.eval()
-        return vmap(of_one)(_stack([module.scored for module in modules]))
-
-
-class _Losses(nn.Module):
-    """A head whose call gives its losses, or its logits where there is no criterion: a functional call knows `forward` only."""
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, bags: Bags, criterion: Criterion | None) -> Tensor:
-        """Losses (b,) or logits (b, c)."""
-        return self.head(bags).logits if criterion is None else self.head.losses(bags, criterion)
-
-
-def _stack(heads: Sequence[Head]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers of heads, stacked, by their names in `_Losses`; gradients reach each its own."""
-    parameters = _stack_each([dict(head.named_parameters("head")) for head in heads])
-    return parameters, _stack_each([dict(head.named_buffers("head")) for head in heads])
-
-
-def _stack_each(parts: Sequence[dict[Any, Any]]) -> dict[Any, Tensor]:
-    return {name: torch.stack([one[name] for one in parts]) for name in parts[0]}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SHARE = 0.5  # of the free room that bags may take: the training and others need some too
 _CPU = torch.device("cpu")
 _CGROUP = Path("/sys/fs/cgroup")
+_NO_LIMIT = 2**63
 
 
 def keep_bags(bags: BagDataset, device: torch.device, settings: TrainSettings) -> None:
@@ -57,17 +58,34 @@ def free_bytes(place: torch.device) -> int:
     return min(_machine_bytes(), _container_bytes())
 
 
+def total_bytes(place: torch.device) -> int:
+    """Memory of a device, whatever is in use of it, the CPU being one; that of a container where it has less."""
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[1])
+    if place.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return min(_physical_bytes(), _container("max"))
+
+
 def _machine_bytes() -> int:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux: half of all that there is stands for what is free
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return _physical_bytes() // 2
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _container_bytes() -> int:
+    most = _container("max")
+    return max(most - _container("current"), 0) if most < _NO_LIMIT else _NO_LIMIT
+
+
+def _container(what: str) -> int:
     try:
-        most, used = ((_CGROUP / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        return max(int(most) - int(used), 0)
+        return int((_CGROUP / f"memory.{what}").read_text(encoding="ascii"))
     except (OSError, ValueError):  # no container, or one without a limit
-        return 2**63
+        return _NO_LIMIT

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pathfm.bags import BagDataset
 from pathfm.fit import Fit, Rows
+from pathfm.grouping import group_jobs
 from pathfm.heads import HEADS, Bags, HeadOutput, HeadShape, Pooling, pack
 from pathfm.jointmodule import JointModule
 from pathfm.outoffold import repeat_settings
@@ -185,17 +186,60 @@ def test_seeds_with_orders_of_their_own_go_apart(tmp_path: Path, joint_fits: lis
     assert len(fits) == 6
 
 
-def test_of_long_bags_no_more_fits_share_a_pass_than_memory_is_meant_to_hold(
+def _sizes(total: int, longer: int, settings: TrainSettings, folder: Path, jobs: int = 6) -> list[int]:
+    """How many of several fits share each pass where there is so much memory and bags are so many times longer."""
+    bags = BagDataset([torch.randn(n * longer, 6) for n in LENGTHS], TRUTH)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pathfm.grouping.total_bytes", lambda device: total)
+        groups = group_jobs(bags, _jobs_of_seeds(folder, settings)[:jobs], TASK, "gated-abmil")
+    assert sorted(at for group in groups for at in group) == list(range(jobs))
+    return [len(group) for group in groups]
+
+
+@pytest.mark.parametrize("jobs", [5, 6])
+def test_no_more_fits_share_a_pass_than_memory_holds_and_passes_are_as_even_as_can_be(
+    tmp_path: Path, jobs: int
+) -> None:
+    found = [_sizes(2**power, 1, QUICK, tmp_path, jobs) for power in range(8, 24)]
+    assert found[0] == [1] * jobs
+    assert found[-1] == [jobs]
+    assert any(1 < sizes[0] < jobs for sizes in found)
+    assert all(max(sizes) - min(sizes) <= 1 for sizes in found)
+    assert [sizes[0] for sizes in found] == sorted(sizes[0] for sizes in found)
+
+
+def _needed(longer: int, folder: Path, settings: TrainSettings = QUICK) -> int:
+    """The least power of 2, in bytes, with which six fits share a pass."""
+    return next(total for total in (2**power for power in range(40)) if _sizes(total, longer, settings, folder) == [6])
+
+
+def test_what_a_pass_takes_grows_with_the_longest_bag_and_not_with_what_is_not_drawn(tmp_path: Path) -> None:
+    assert _needed(400, tmp_path) * 3 < _needed(3200, tmp_path) < _needed(400, tmp_path) * 17
+    assert _needed(3200, tmp_path, replace(QUICK, bag_size=400 * 13)) > _needed(400, tmp_path), "of bags to stop on"
+    nowhere = replace(QUICK, bag_size=400 * 13, stop_share=0.0)
+    bags = BagDataset([torch.randn(n * 3200, 6) for n in LENGTHS], TRUTH)
+    jobs = [job._replace(rows=Rows(job.rows.learn, [])) for job in _jobs_of_seeds(tmp_path, nowhere)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pathfm.grouping.total_bytes", lambda device: _needed(400, tmp_path))
+        assert len(group_jobs(bags, jobs, TASK, "gated-abmil")) == 1
+
+
+def test_folds_of_which_two_are_too_many_for_memory_go_apart(
     tmp_path: Path, joint_fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(QUICK, epochs=1)
-    fit_all(_bags(), _jobs_of_seeds(tmp_path / "short", settings), TASK, "mean")
-    monkeypatch.setattr("pathfm.together._SHORT", 6)
-    monkeypatch.setattr("pathfm.together._MOST_OF_LONG", 4)
-    fits = fit_all(_bags(), _jobs_of_seeds(tmp_path / "long", settings), TASK, "mean")
-    fit_all(_bags(), _jobs_of_seeds(tmp_path / "drawn", replace(settings, bag_size=3)), TASK, "mean")
-    assert joint_fits == [6, 4, 2, 6]
-    assert len(fits) == 6
+    def full(*_: object) -> None:
+        message = "CUDA out of memory"
+        raise torch.OutOfMemoryError(message)
+
+    monkeypatch.setattr("pathfm.grouping.StackedHead.learn", full)
+    fits = fit_all(_bags(), _jobs(tmp_path, replace(QUICK, epochs=1)), TASK, "mean")
+    assert (len(fits), joint_fits) == (3, [])
+
+
+def test_folds_of_bags_without_instances_are_fitted_together(tmp_path: Path, joint_fits: list[int]) -> None:
+    bags = BagDataset([torch.zeros(0, 6) for _ in LENGTHS], TRUTH)
+    fit_all(bags, _jobs(tmp_path, replace(QUICK, epochs=1)), TASK, "gated-abmil")
+    assert joint_fits == [3]
 
 
 @pytest.mark.parametrize(
@@ -226,6 +270,36 @@ def test_targets_that_the_training_rows_decide_go_apart(
     fit_all(_bags(values), jobs, task, "mean")
     assert joint_fits == []
     assert "the training rows of each fold decide its targets" in caplog.text
+
+
+class HalfFrozen(Pooling):
+    """A head of somebody's own of which a part is not trained, and a part is used twice."""
+
+    paper = "none"
+
+    def __init__(self, dim: int, n_outputs: int, shape: HeadShape) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Linear(dim, dim).requires_grad_(requires_grad=False), nn.Linear(dim, dim)
+        self.again = self.twice
+        self.classifier = nn.Linear(dim, n_outputs)
+
+    def forward(self, bags: Bags) -> HeadOutput:
+        hidden = self.again(torch.tanh(self.twice(torch.tanh(self.first(bags.features)))))
+        means = torch.stack([part.mean(0) for part in hidden.split(bags.lengths.tolist())])
+        return HeadOutput(self.classifier(means), None)
+
+
+def test_what_a_head_does_not_train_stays_and_what_it_uses_twice_stays_one(
+    tmp_path: Path, joint_fits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HEADS, "half-frozen", HalfFrozen)
+    apart, together = _both(tmp_path, QUICK, "half-frozen")
+    assert joint_fits == [3]
+    _require_same(apart, together, _bags())
+    for one, other in zip(apart, together, strict=True):
+        assert torch.equal(
+            one.head.state_dict()["pooling.first.weight"], other.head.state_dict()["pooling.first.weight"]
+        )
 
 
 class Branching(Pooling):

@@ -157,7 +157,7 @@ def _origin(metrics: Metrics) -> list[str]:
 
 def _probabilities(target: Target, metrics: Metrics) -> tuple[list[str], list[str]]:
     """Whether its numbers may be read as probabilities, of each of the first questions."""
-    if not _gives_probabilities(target):
+    if not target.gives_probabilities:
         return [], []
     block = metrics["calibration"]
     outcomes = dict(list(block["outcomes"].items())[:_MOST_OUTCOMES]) if block else {}
@@ -229,14 +229,10 @@ def _undecided(target: Target, metrics: Metrics) -> list[str]:
     """What is not known for want of an operating point, or of a prevalence."""
     if not _points(metrics):
         unknown = "How many it would find and how many it would miss: no operating point was chosen."
-        return [unknown] if _gives_probabilities(target) else []
+        return [unknown] if target.gives_probabilities else []
     if metrics["prevalence"] is not None:
         return []
     return [
         "How likely disease is in a flagged patient: that depends on how common it is where the model is used, and no"
         " prevalence was stated."
     ]
-
-
-def _gives_probabilities(target: Target) -> bool:
-    return any(name.startswith("prob_") for name in target.names)

@@ -128,7 +128,7 @@ def unusable_rows(metrics: Mapping[str, Any], embeddings: Sequence[Path], given:
 
 def _mark(label: str, predicted: str, target: Target) -> str:
     """Whether it is the class that it should be; "" where that is not known, and of numbers and risks."""
-    if not label or not predicted or not any(name.startswith("prob_") for name in target.names):
+    if not label or not predicted or not target.gives_probabilities:
         return ""
     return "right" if label == predicted else "wrong"
 

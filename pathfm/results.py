@@ -151,7 +151,7 @@ def read_predictions(path: Path, target: Target, remedy: str) -> pd.DataFrame:
     table = read_table(path, ("slide_id", "patient_id", "label", "predicted", "reason", *target.names), remedy)
     for name in target.names:
         text, table[name] = table[name], pd.to_numeric(table[name], errors="coerce").astype(float)
-        what, most = ("probabilities", 1.0) if name.startswith("prob_") else ("numbers", float("inf"))
+        what, most = ("probabilities", 1.0) if target.gives_probabilities else ("numbers", float("inf"))
         sound = table[name].between(0 if most == 1 else -most, most, inclusive="both" if most == 1 else "neither")
         if ((text != "") & ~sound).any():
             message = f"{path} holds something else than {what} in the column {name}; {remedy}"

@@ -110,7 +110,7 @@ def percent(value: float) -> str:
 
 def gives(target: Target) -> str:
     """What a model gives for a target."""
-    names = [name.removeprefix("prob_") for name in target.names if name.startswith("prob_")]
+    names = [name.removeprefix("prob_") for name in target.names] if target.gives_probabilities else []
     return _GIVES.get(target.kind, "a score").format(", ".join(names))
 
 

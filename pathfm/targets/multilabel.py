@@ -42,6 +42,7 @@ class MultiLabel(Target):
 
     kind: ClassVar[str] = "multilabel"
     chance: ClassVar[float] = 0.5
+    gives_probabilities: ClassVar[bool] = True
     of_several: ClassVar[str] = "all of them together"
 
     @property

@@ -49,6 +49,8 @@ class Target(ABC):
     """What the main figure is without knowledge."""
     of_several: ClassVar[str] = "the highest of them"
     """What `of_patient` makes of labels that differ, in words."""
+    gives_probabilities: ClassVar[bool] = False
+    """Whether its scores are probabilities, each in a column prob_<name>."""
     compares: ClassVar[bool] = False
     """Whether its loss compares the bags of a step, so that one alone says nothing."""
 

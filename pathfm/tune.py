@@ -36,7 +36,7 @@ from pathfm.outoffold import (
 from pathfm.patients import Unit  # noqa: TC001 - the command line reads the annotation
 from pathfm.privacy import private_run
 from pathfm.reference import reference_of
-from pathfm.results import metrics_document, summary, write_results, write_table
+from pathfm.results import drop_results, metrics_document, summary, write_results, write_table
 from pathfm.settings import TrainSettings
 from pathfm.space import SPACE, Candidate, Space
 from pathfm.train import fit_models, heed_licences
@@ -240,11 +240,11 @@ def _cut(slides: LabelledSlides, fold_of: pd.Series[int], folds: int, settings: 
 def _drop_others(out: Path, folding: Folding) -> None:
     """Removes what another command, or a run with more folds, has left: nobody is to take it for a part of this one.
 
-    What stays is taken by its fingerprint. The settings that were found go first, for they are written last.
+    What stays is taken by its fingerprint. The settings that were found and the figures go first, for they are written last.
     """
-    results = [out, *(path.parent for path in out.glob("*/metrics.json"))]
-    for path in (out / "best.yaml", out / "tune.csv", *(folder / "repeats.csv" for folder in results)):
-        path.unlink(missing_ok=True)
+    for name in ("best.yaml", "tune.csv"):
+        (out / name).unlink(missing_ok=True)
+    drop_results(out)
     more = [path for path in out.glob("folds/*") if path.name.isdigit() and int(path.name) >= folding.folds]
     named = {"all", *(f"fold-{fold}" for fold in range(folding.folds))}
     more += [path.parent for path in out.glob("searches/*/search.json") if path.parent.name not in named]

@@ -126,7 +126,7 @@ def test_a_tuning_that_is_killed_goes_on_and_ends_like_one_that_was_not(
         write(path, value)
 
     monkeypatch.setattr(pathfm.trials, "write_json", killed)
-    earlier = [cohort.table.parent / "killed" / name for name in ("best.yaml", "tune.csv")]
+    earlier = [cohort.table.parent / "killed" / name for name in ("best.yaml", "tune.csv", "predictions.csv")]
     earlier[0].parent.mkdir()
     for path in earlier:
         path.write_text("of other settings")

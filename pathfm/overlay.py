@@ -179,9 +179,9 @@ def _bare(axes: Axes) -> None:
 
 def _blend(rgb: NDArray[np.uint8], heat: Floats) -> NDArray[np.uint8]:
     """The slide in grey, and over it the colours of the attention where there is any."""
-    grey = np.repeat(rgb.mean(axis=2, keepdims=True), 3, axis=2)
+    grey = np.repeat(rgb.mean(axis=2, keepdims=True, dtype=np.float32), 3, axis=2)
     seen = np.isfinite(heat)
-    colours = mpl.colormaps[COLOUR_MAP](_scale()(heat[seen]))[:, :3] * 255
+    colours = mpl.colormaps[COLOUR_MAP](_scale()(heat[seen]))[:, :3] * np.float32(255)
     grey[seen] = (1 - _OPACITY) * grey[seen] + _OPACITY * colours
     return grey.round().astype(np.uint8)
 

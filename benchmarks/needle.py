@@ -16,10 +16,11 @@ averaged over these. Heads without attention have none.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,14 +56,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", nargs="+", default=sorted(HEADS), choices=sorted(HEADS))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--shares", nargs="+", type=float, default=SHARES, help="of positive instances in a positive bag"
+    )
+    parser.add_argument("--head_options", type=json.loads, default={}, help="options of the heads' own, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    columns = "".join(f"{f'{100 * share:g} %: AUROC':>16}{'localisation':>14}" for share in SHARES)
+    columns = "".join(f"{f'{100 * share:g} %: AUROC':>16}{'localisation':>14}" for share in arguments.shares)
     print(f"{'':<18}{columns}{'CPU s':>8}")
     for head in arguments.heads:
         started_s, cells = time.process_time(), ""
-        for share in SHARES:
-            found = [score(head, haystacks(share, seed), seed) for seed in range(arguments.seeds)]
+        for share in arguments.shares:
+            found = [
+                score(head, arguments.head_options, haystacks(share, seed), seed) for seed in range(arguments.seeds)
+            ]
             auroc, place = (np.mean(one) for one in zip(*found, strict=True))
             cells += f"{auroc:>16.3f}" + (f"{'-':>14}" if np.isnan(place) else f"{place:>14.3f}")
         print(f"{head:<18}{cells}{time.process_time() - started_s:>8.0f}", flush=True)
@@ -84,9 +91,9 @@ def haystacks(share: float, seed: int) -> Haystacks:
     return Haystacks(bags, labels, needles)
 
 
-def score(head: str, data: Haystacks, seed: int) -> tuple[float, float]:
+def score(head: str, options: dict[str, Any], data: Haystacks, seed: int) -> tuple[float, float]:
     """AUROC over held-out bags, and of attention over the instances of the positive ones, NaN without attention."""
-    how = TrainSettings(epochs=20, lr=5e-4, hidden=128, attention=64, loggers=[], seed=seed)
+    how = TrainSettings(epochs=20, lr=5e-4, hidden=128, attention=64, loggers=[], seed=seed, head_options=options)
     with tempfile.TemporaryDirectory() as scratch:
         bags = BagDataset(data.bags, data.labels.astype(np.float32)[:, None])
         trained = fit(bags, Rows(range(LEARN), []), TASK, head, how, Path(scratch)).head

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 
 _WHOLE = 1e-6  # of a pixel, and of a factor
+_BAND_ROWS = 64
 
 
 def whole_factor(scale: float, x_rest: float, y_rest: float) -> int | None:
@@ -61,9 +62,12 @@ def on_white(
     if alpha.min(initial=255) == 255:
         target = np.empty((*alpha.shape, 3), np.uint8) if out is None else out
         return filled(target, rgba[..., :3]), None
-    share = alpha[..., None].astype(np.uint16)
-    rgb = ((rgba[..., :3] * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
-    return rgb if out is None else filled(out, rgb), alpha > 127
+    rgb = np.empty((*alpha.shape, 3), np.uint8) if out is None else out
+    for first in range(0, len(rgba), _BAND_ROWS):  # in bands: what is between is four times the picture
+        band = rgba[first : first + _BAND_ROWS]
+        share = band[..., 3:].astype(np.uint16)
+        rgb[first : first + _BAND_ROWS] = (band[..., :3] * share + 255 * (255 - share) + 127) // 255
+    return rgb, alpha > 127
 
 
 def filled(out: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

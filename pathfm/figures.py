@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -185,12 +187,15 @@ def draw_scores(groups: Mapping[str, NDArray[np.float64]], label: str, at: float
 
 
 def png_bytes(drawing: Drawing, dpi: int = 150) -> bytes:
-    """The drawing as PNG; equal drawings give equal bytes."""
+    """The drawing as PNG on white; equal drawings give equal bytes."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        # level 3 encodes a heatmap in half the time of zlib's own 6, for 7 % more room
-        how: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}}
-        drawing.savefig(buffer, format="png", dpi=dpi, facecolor="white", **how)
+        drawing.set(dpi=dpi, facecolor="white")
+        canvas: Any = FigureCanvasAgg(drawing)  # its methods are not typed
+        canvas.draw()  # once, where savefig draws twice
+    rgb = np.asarray(canvas.buffer_rgba())[..., :3]
+    # level 3 encodes a heatmap in half the time of zlib's own 6, for 7 % more room
+    Image.fromarray(rgb).save(buffer, "png", compress_level=3, dpi=(dpi, dpi))
     return buffer.getvalue()
 
 

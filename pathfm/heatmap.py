@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections import deque
+from contextlib import closing
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path  # noqa: TC003 - the command line reads the annotation
-from typing import TYPE_CHECKING
-
-import pandas as pd
+from typing import TYPE_CHECKING, NamedTuple
 
 from pathfm.choices import SEEN, final_choices, fold_choices
 from pathfm.cohort import read_cohort
 from pathfm.embeddings import recipe_sha256
 from pathfm.errors import InputError, SlideError, SlidesFailedError
 from pathfm.files import canonical_json, sha256_file, sha256_text, write_atomically, write_text
-from pathfm.isolation import Limits, isolated
+from pathfm.heatmaprows import HEATMAPS_CSV, HeatmapRow, read_rows, table_of, write_rows
+from pathfm.isolation import Limits, isolated, usual_workers
 from pathfm.joined import Files, find_caches, read_joined, slides_of
 from pathfm.overlay import attention_geojson, relative
 from pathfm.patients import NO_TISSUE
@@ -26,54 +28,22 @@ from pathfm.scoring import require_slide, score_bag
 from pathfm.scrub import withheld
 from pathfm.sources import SlideSource, find_slides
 from pathfm.stage import read_stage
-from pathfm.tables import read_table
 from pathfm.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
     from pathfm.choices import Choice
     from pathfm.embeddings import Embeddings
+    from pathfm.isolation import Call
     from pathfm.model import Model
+    from pathfm.pictures import Pictures
 
-HEATMAPS_CSV = "heatmaps.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeatmapRow:
-    """A row of heatmaps.csv: what was drawn of a slide, or why it was not."""
-
-    slide_id: str
-    """The slide."""
-    overlay: str = ""
-    """File name of the overlay, "" where nothing was drawn."""
-    gallery: str = ""
-    """File name of the top tiles."""
-    geojson: str = ""
-    """File name of the tiles for QuPath."""
-    target: str = ""
-    """What is predicted."""
-    origin: str = ""
-    """Whose attention it is: "out of fold", "final model", or "seen in training"."""
-    predicted: str = ""
-    """The most probable class, or what else is predicted."""
-    probability: float | None = None
-    """Its probability, where it has one."""
-    label: str = ""
-    """The label, "" where it is not known."""
-    n_tiles: int = 0
-    """Tiles of the slide."""
-    top_attention: float | None = None
-    """The highest attention of a tile of the slide, relative to the average tile of the bag."""
-    stage: str = ""
-    """What the release gate let the model be used for, "" where nothing was drawn."""
-    why: str = ""
-    """Why nothing was drawn."""
-    fingerprint: str = ""
-    """Digest of all that decides the three files."""
+_AHEAD = 2  # slides a process
 
 
 def heatmap(
@@ -127,29 +97,54 @@ def heatmap(
         if final_model or not choices:
             choices = final_choices(final_model or model, target, cohorts, ids, embeddings) | choices
         files = _files_by_recipe(embeddings, choices.values())
-        drawn_before = _read_rows(out / HEATMAPS_CSV)
+        drawn_before = read_rows(out / HEATMAPS_CSV)
+        how = (out, top_tiles, drawn_before, limits)
+        begun = (
+            _begun(one, files[_key(choices.get(one.slide_id))], choices.get(one.slide_id), *how) for one in sources
+        )
         rows: list[HeatmapRow] = []
         failed = 0
         try:
-            for source in progress(sources, "heatmap"):
-                choice = choices.get(source.slide_id)
-                try:
-                    rows.append(_one_slide(source, files[_key(choice)], choice, out, top_tiles, drawn_before, limits))
-                except SlideError as error:
-                    failed += 1
-                    why = withheld(error.message).replace(str(error.path), error.path.name)  # folders name people
-                    rows.append(HeatmapRow(slide_id=source.slide_id, why=why))
-                if rows[-1].why:
-                    logger.warning("no heatmap of %s: %s", rows[-1].slide_id, rows[-1].why)
+            with closing(_ahead(begun)) as coming:
+                for one in progress(coming, "heatmap", total=len(sources)):
+                    try:
+                        rows.append(_written(one, out))
+                    except SlideError as error:
+                        failed += 1
+                        why = withheld(error.message).replace(str(error.path), error.path.name)  # folders name people
+                        rows.append(HeatmapRow(slide_id=one.row.slide_id, why=why))
+                    if rows[-1].why:
+                        logger.warning("no heatmap of %s: %s", rows[-1].slide_id, rows[-1].why)
         finally:  # also when interrupted: what is drawn is not drawn again
             not_reached = [drawn_before[one.slide_id] for one in sources[len(rows) :] if one.slide_id in drawn_before]
-            _write_rows(out / HEATMAPS_CSV, rows + not_reached)
+            write_rows(out / HEATMAPS_CSV, rows + not_reached)
         if failed:
             raise SlidesFailedError(failed, len(rows), out / HEATMAPS_CSV)
-        return _table(rows).drop(columns=["fingerprint", "geojson"])
+        return table_of(rows).drop(columns=["fingerprint", "geojson"])
 
 
-def _one_slide(
+class _Coming(NamedTuple):
+    """The row of a slide, and what is being drawn for it, if anything is."""
+
+    row: HeatmapRow
+    view: View | None = None
+    drawing: Call[Pictures] | None = None
+
+
+def _ahead(begun: Iterator[_Coming]) -> Generator[_Coming]:
+    """The same, each while the next ones are being drawn."""
+    coming = deque(islice(begun, _AHEAD * usual_workers()))
+    try:
+        while coming:
+            yield coming.popleft()
+            coming.extend(islice(begun, 1))
+    finally:
+        for one in coming:
+            if one.drawing is not None:
+                one.drawing.cancel()
+
+
+def _begun(
     source: SlideSource,
     files: Mapping[str, Files | None],
     choice: Choice | None,
@@ -157,11 +152,12 @@ def _one_slide(
     top_tiles: int,
     drawn_before: dict[str, HeatmapRow],
     limits: Limits,
-) -> HeatmapRow:
+) -> _Coming:
+    """Scores a slide, and has another process draw it, which the slide may crash."""
     row = HeatmapRow(slide_id=source.slide_id)
     why = _why_not(row.slide_id, files, choice)
     if choice is None or why:
-        return replace(row, why=why)
+        return _Coming(replace(row, why=why))
     its_files = [one for name in choice.bag if (one := files[name]) is not None]
     bag = [read_joined(one, choice.model.recipe) for one in its_files]
     for name, one, embeddings in zip(choice.bag, its_files, bag, strict=True):
@@ -169,20 +165,38 @@ def _one_slide(
     score = score_bag(choice.model, bag, choice.covariates)
     place = choice.bag.index(row.slide_id)
     if score.reason or not len(bag[place].coords):
-        return replace(row, why=score.reason or NO_TISSUE)
+        return _Coming(replace(row, why=score.reason or NO_TISSUE))
     attention = score.attention(choice.which)
     if attention is None:
-        return replace(row, why=f"the head '{choice.model.heads[0].name}' has no attention")
+        return _Coming(replace(row, why=f"the head '{choice.model.heads[0].name}' has no attention"))
     before_it = sum(len(one.coords) for one in bag[:place])
     mine = attention[before_it : before_it + len(bag[place].coords)]
     row = _scored_row(row, bag[place], choice, score.scores[choice.which], relative(mine, len(attention)))
     fingerprint = _fingerprint(row, its_files, choice, top_tiles)
     before, names = drawn_before.get(row.slide_id), _names(row.slide_id)
     if before is not None and before.fingerprint == fingerprint and all((out / name).is_file() for name in names):
-        return before
+        return _Coming(before)
     view = View.of(bag[place], mine, len(attention), _title(row, choice), top_tiles)
-    _write(source, its_files[place][0], view, out, limits)
-    return replace(row, overlay=names[0], gallery=names[1], geojson=names[2], fingerprint=fingerprint)
+    where = (source.path, limits.for_whole_slide(), usual_workers())
+    drawing = isolated(*where, draw_pictures, source, its_files[place][0], view)
+    row = replace(row, overlay=names[0], gallery=names[1], geojson=names[2], fingerprint=fingerprint)
+    return _Coming(row, view, drawing)
+
+
+def _written(one: _Coming, out: Path) -> HeatmapRow:
+    """The row of a slide, whose pictures are there.
+
+    Raises:
+        SlideError: it could not be drawn.
+    """
+    if one.view is None or one.drawing is None:
+        return one.row
+    pictures = one.drawing.result()
+    write_atomically(out / one.row.overlay, pictures.overlay)
+    write_atomically(out / one.row.gallery, pictures.gallery)
+    points = attention_geojson(one.view.coords, one.view.extent_px0, one.view.attention, one.view.n_bag)
+    write_text(out / one.row.geojson, json.dumps(points, separators=(",", ":")))
+    return one.row
 
 
 def _why_not(slide_id: str, files: Mapping[str, Files | None], choice: Choice | None) -> str:
@@ -251,16 +265,6 @@ def _has_branches(model: Model) -> bool:
     return model.task.n_outputs > 1 and any(head.pooling.attention == "each output" for head in model.heads)
 
 
-def _write(source: SlideSource, file: Path, view: View, out: Path, limits: Limits) -> None:
-    """Draws in another process, which a slide may crash, and writes here."""
-    pictures = isolated(source.path, limits.for_whole_slide(), 1, draw_pictures, source, file, view).result()
-    overlay, gallery, geojson = (out / name for name in _names(source.slide_id))
-    write_atomically(overlay, pictures.overlay)
-    write_atomically(gallery, pictures.gallery)
-    points = attention_geojson(view.coords, view.extent_px0, view.attention, view.n_bag)
-    write_text(geojson, json.dumps(points, separators=(",", ":")))
-
-
 def _names(slide_id: str) -> tuple[str, str, str]:
     return f"{slide_id}.png", f"{slide_id}-tiles.png", f"{slide_id}.geojson"
 
@@ -275,27 +279,3 @@ def _fingerprint(row: HeatmapRow, files: Sequence[Files], choice: Choice, top_ti
         __version__,
     ]
     return sha256_text(canonical_json(facts))
-
-
-def _table(rows: list[HeatmapRow]) -> pd.DataFrame:
-    return pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(HeatmapRow)])
-
-
-def _write_rows(path: Path, rows: list[HeatmapRow]) -> None:
-    write_text(path, _table(rows).to_csv(index=False, lineterminator="\n"))
-
-
-def _read_rows(path: Path) -> dict[str, HeatmapRow]:
-    """What heatmaps.csv says was drawn before, by slide_id; nothing where it cannot be used, then all is drawn again."""
-    if not path.is_file():
-        return {}
-    names = [field.name for field in fields(HeatmapRow)]
-    numbers = {"probability": float, "top_attention": float, "n_tiles": int}
-    try:
-        table = read_table(path, names, "all slides are drawn again")
-        drawn = table.loc[table["fingerprint"] != "", names].to_dict("records")
-        rows = [HeatmapRow(**{str(k): numbers.get(str(k), str)(v) for k, v in row.items()}) for row in drawn]
-    except (InputError, ValueError) as error:
-        logger.warning("%s", error)
-        return {}
-    return {row.slide_id: row for row in rows}

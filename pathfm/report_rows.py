@@ -10,7 +10,7 @@ import pandas as pd
 
 from pathfm.errors import InputError
 from pathfm.failures import COLUMNS as FAILURE_COLUMNS
-from pathfm.heatmap import HEATMAPS_CSV
+from pathfm.heatmaprows import HEATMAPS_CSV
 from pathfm.patients import slides_of_bag
 from pathfm.proven import name_some
 from pathfm.tables import read_table

@@ -31,7 +31,7 @@ PATIENCE_S = 120
 
 # A server that has done the slow imports and forks from there: a real process of its own, in no time.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["pytest", "pathfm.extract", "pathfm.cli", "jsonargparse"])
+_SERVER.set_forkserver_preload(["pytest", "pathfm.study", "pathfm.tune", "pathfm.cli", "jsonargparse"])
 
 
 def write_slides(folder: Path, count: int = 1, size: int = 512) -> Path:
@@ -73,6 +73,12 @@ def start(said: Path, function: Callable[..., Any], *arguments: Any) -> ForkServ
     process = _SERVER.Process(target=_run, args=(said, function, arguments))
     process.start()
     return process
+
+
+def command_in(folder: Path, *words: str) -> int:
+    """`pathfm` with some words, called in a folder; the exit code."""
+    os.chdir(folder)
+    return main(list(words))
 
 
 def ended(process: ForkServerProcess) -> int | None:

@@ -12,6 +12,7 @@ from drawn import MPP, RECIPE, SIZE_PX0, TILE_PX0, Study, make_study, write_pict
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from runs import files_below
 
 from pathfm.choices import final_choices
 from pathfm.cohort import read_cohort
@@ -26,8 +27,10 @@ from pathfm.errors import (
     UnknownNameError,
 )
 from pathfm.figures import png_bytes
+from pathfm.files import write_text
 from pathfm.heads import build_head, pack
 from pathfm.heatmap import heatmap
+from pathfm.isolation import isolated
 from pathfm.model import Model, read_model, write_model
 from pathfm.overlay import attention_geojson, draw_gallery, draw_heatmap, paint_tiles, relative, scale_bar_um, times
 from pathfm.pictures import View
@@ -115,6 +118,38 @@ def test_interrupted_run_remembers_what_is_drawn(copy: Study, monkeypatch: pytes
             heatmap(copy.crossval, slides, [copy.embeddings], out)
     monkeypatch.setattr("pathfm.heatmap.isolated", interrupted)  # nothing is drawn again
     assert heatmap(copy.crossval, slides, [copy.embeddings], out).equals(first)
+
+
+def test_a_run_that_is_interrupted_while_others_are_drawn_remembers_those_before(
+    copy: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, slides, ids = copy.root / "pictures", [copy.only(*DRAWN[:3])], DRAWN[:3]
+    written, begun = [], []
+
+    def interrupted(path: Path, text: str) -> None:
+        if path.suffix == ".geojson" and len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_text(path, text)
+
+    def noted(path: Path, *rest: Any) -> Any:
+        begun.append(path)
+        return isolated(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathfm.heatmap.write_text", interrupted)
+        patch.setattr("pathfm.heatmap.isolated", noted)
+        with pytest.raises(KeyboardInterrupt):
+            heatmap(copy.crossval, slides, [copy.embeddings], out)
+        assert len(begun) == 3  # the others were under way
+        assert pd.read_csv(out / "heatmaps.csv")["slide_id"].tolist() == ids[:1]
+    begun.clear()
+    monkeypatch.setattr("pathfm.heatmap.isolated", noted)
+    table = heatmap(copy.crossval, slides, [copy.embeddings], out)
+    assert (table["slide_id"].tolist(), len(begun)) == (ids, 2)
+    clean = heatmap(copy.crossval, slides, [copy.embeddings], copy.root / "clean")
+    assert table.equals(clean)
+    assert files_below(out) == files_below(copy.root / "clean")
 
 
 def test_slide_outside_the_cross_validation_needs_a_final_model(study: Study, tmp_path: Path) -> None:

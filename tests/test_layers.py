@@ -164,6 +164,7 @@ HOUSE: dict[int, dict[str, str]] = {
         "handon": "both",
         "choices": "both",
         "heatmap": "both",
+        "heatmaprows": "both",
         "preview": "both",
         "recheck": "both",
         "convert": "both",

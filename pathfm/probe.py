@@ -13,6 +13,7 @@ from pathfm.errors import InputError, SlidesFailedError
 from pathfm.failures import write_failures
 from pathfm.figures import png_bytes
 from pathfm.files import sha256_text, write_atomically, write_json, write_text
+from pathfm.imagelist import find_tile_images
 from pathfm.isolation import Limits, usual_workers
 from pathfm.licences import restricted
 from pathfm.metrics import RESAMPLES
@@ -25,7 +26,7 @@ from pathfm.slide import Reader  # noqa: TC001 - the command line reads the anno
 from pathfm.slidesample import Sampling
 from pathfm.sources import find_slides
 from pathfm.tilefeatures import embed_units
-from pathfm.tileimages import find_tile_images, tiles_of_images
+from pathfm.tileimages import tiles_of_images
 from pathfm.tiles import TileSpec
 from pathfm.tilesamples import slide_facts, tiles_of_slides
 from pathfm.tissue import TissueSpec

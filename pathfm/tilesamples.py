@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathfm.tiles import Tiles, TileSpec
 
 
-class SlideFacts(NamedTuple):
+class CohortFacts(NamedTuple):
     """What a cohort says of a slide; "" where it does not."""
 
     label: str = ""
@@ -41,7 +41,7 @@ class SlideFacts(NamedTuple):
 
 def tiles_of_slides(
     sources: Sequence[SlideSource],
-    facts: Mapping[str, SlideFacts],
+    facts: Mapping[str, CohortFacts],
     rows: Sequence[Backbone],
     spec: TileSpec,
     how: Sampling,
@@ -88,7 +88,7 @@ def slide_spec(row: Backbone, spec: TileSpec) -> TileSpec:
     return resolved
 
 
-def slide_facts(slides: Sequence[Path], label: str | None, names: Pseudonyms | None) -> dict[str, SlideFacts]:
+def slide_facts(slides: Sequence[Path], label: str | None, names: Pseudonyms | None) -> dict[str, CohortFacts]:
     """What the cohort tables among the slides say, by slide_id.
 
     Raises:
@@ -103,7 +103,7 @@ def slide_facts(slides: Sequence[Path], label: str | None, names: Pseudonyms | N
     for cohort in tables:
         labels = cohort.labels(label) if label is not None else None
         for slide_id, patient_id, site in cohort.table[["slide_id", "patient_id", "site"]].itertuples(index=False):
-            facts[slide_id] = SlideFacts("" if labels is None else str(labels[slide_id]), patient_id, site)
+            facts[slide_id] = CohortFacts("" if labels is None else str(labels[slide_id]), patient_id, site)
     return facts
 
 
@@ -125,7 +125,7 @@ class Sampled:
     notes: list[str]
 
 
-def sample_slides(sources: Sequence[SlideSource], facts: Mapping[str, SlideFacts], how: Sampling) -> Sampled:
+def sample_slides(sources: Sequence[SlideSource], facts: Mapping[str, CohortFacts], how: Sampling) -> Sampled:
     """Takes tiles from each slide; the choice depends on a slide's content, its label and the seed, not on its name.
 
     A tile belongs to a label where at least `tiles.min_tissue` of the field of every backbone does. Slides without a
@@ -145,7 +145,7 @@ def sample_slides(sources: Sequence[SlideSource], facts: Mapping[str, SlideFacts
         _require_one_label(samples, facts)
     elif samples:
         how.require_known({name for one in samples.values() for name in one.drawn})
-    rows = [row for name in sorted(samples) for row in _rows(samples[name], facts.get(name, SlideFacts()))]
+    rows = [row for name in sorted(samples) for row in _rows(samples[name], facts.get(name, CohortFacts()))]
     if not rows:
         what = "of a label under the annotations" if how.annotations else "of labelled tissue"
         message = f"no tile {what} in {len(sources)} slides ({len(failures)} failed); look at them with pathfm tile"
@@ -208,7 +208,7 @@ def _each(labels: Mapping[SlideSource, str], how: Sampling) -> tuple[dict[str, S
     return samples, failures
 
 
-def _require_one_label(samples: Mapping[str, SlideSample], facts: Mapping[str, SlideFacts]) -> None:
+def _require_one_label(samples: Mapping[str, SlideSample], facts: Mapping[str, CohortFacts]) -> None:
     seen: dict[str, str] = {}
     for name, sample in samples.items():
         other = seen.setdefault(sample.digest, name)
@@ -218,9 +218,9 @@ def _require_one_label(samples: Mapping[str, SlideSample], facts: Mapping[str, S
             raise InputError(message)
 
 
-def _label(source: SlideSource, facts: Mapping[str, SlideFacts], how: Sampling) -> str:
+def _label(source: SlideSource, facts: Mapping[str, CohortFacts], how: Sampling) -> str:
     """The label of all tiles of a slide; "" where it has none that is asked for."""
-    label = facts.get(source.slide_id, SlideFacts()).label
+    label = facts.get(source.slide_id, CohortFacts()).label
     return label if how.classes is None or label in how.classes else ""
 
 
@@ -234,7 +234,7 @@ def _strays(sources: Sequence[SlideSource], how: Sampling) -> list[str]:
     return [f"{len(strays)} .geojson files are called like no slide and are left out{named}"] if strays else []
 
 
-def _rows(sample: SlideSample, facts: SlideFacts) -> list[dict[str, str | bool]]:
+def _rows(sample: SlideSample, facts: CohortFacts) -> list[dict[str, str | bool]]:
     slide_id = sample.source.slide_id
     return [
         {

@@ -134,6 +134,7 @@ HOUSE: dict[int, dict[str, str]] = {
         "recipe": "imaging",
         "reading": "imaging",
         "tilereads": "imaging",
+        "imagelist": "imaging",
         "tileimages": "imaging",
         "slidesample": "imaging",
         "tilesamples": "imaging",

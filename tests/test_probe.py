@@ -30,13 +30,14 @@ from pathfm.errors import (
     UnknownNameError,
     WeightsMissingError,
 )
+from pathfm.imagelist import find_tile_images
 from pathfm.isolation import Limits
 from pathfm.outlines import annotations_from_geojson
 from pathfm.probe import probe
 from pathfm.probetasks import LABEL, SITE
 from pathfm.slidesample import Sampling, SlideSample
 from pathfm.sources import find_slides
-from pathfm.tileimages import find_tile_images, image_units, survey_tile_images
+from pathfm.tileimages import image_units, survey_tile_images
 from pathfm.tiles import TileSpec
 from pathfm.tilesamples import sample_slides
 from pathfm.tissue import TissueSpec

@@ -49,9 +49,21 @@ if TYPE_CHECKING:
 
     Lines = dict[str, Callable[[], object]]
 
-TABLES = ("epochs", "folds", "repeats", "heads")
+TABLES = ("epochs", "folds", "sizes", "repeats", "heads")
 DIM, HIDDEN, FOLDS, REPEATS = 1024, 512, 5, 3
 LENGTHS = (5_000, 7_000, 9_000, 10_000)
+SIZES = (  # instances of a bag, numbers of an instance, hidden ones
+    (10, 200, 128),
+    (10, 1024, 256),
+    (10, 1024, 512),
+    (240, 64, 64),
+    (240, 1024, 256),
+    (240, 1024, 512),
+    (1000, 64, 256),
+    (1000, 512, 256),
+    (1000, 1024, 256),
+    (4000, 512, 256),
+)
 TASK = Task((Classes("class", ("no", "yes")),))
 NO_ONEDNN = ("pathfm.heads.products.onednn_is_faster", lambda: False)
 
@@ -74,6 +86,8 @@ def main() -> None:
             print_epochs(bags, attention, arguments.rounds, arguments.epochs)
     if "folds" in arguments.tables:
         print_folds(arguments.rounds, arguments.epochs)
+    if "sizes" in arguments.tables:
+        print_sizes(arguments.rounds, arguments.epochs)
     if "repeats" in arguments.tables:
         print_repeats(arguments.rounds, arguments.epochs)
     if "heads" in arguments.tables:
@@ -115,6 +129,28 @@ def print_folds(rounds: int, epochs: int) -> None:
         }
         spent_s = print_table(title + (", on the GPU" if on_gpu else ""), lines, rounds, epochs)
         print(f"  {FOLDS} folds by auto for {spent_s['auto'] / spent_s['one fold']:.2f} times one")
+
+
+def print_sizes(rounds: int, epochs: int) -> None:
+    """What five folds in one pass gain, by the length of the bags and the size of the head."""
+    print(
+        f"\n{'time apart over together, ' + str(FOLDS) + ' folds, 20 bags':<48}{'weights':>10}{'products':>12}{'ratio':>8}"
+    )
+    for length, dim, hidden in SIZES:
+        bags = [torch.randn(length, dim) for _ in range(20)]
+        how = settings(epochs, hidden=hidden, attention=hidden // 2, together="never")
+        ways = [folds(bags, dataclasses.replace(how, together=one), FOLDS) for one in ("never", "always")]
+        spent_s = [[_cpu_s(way) for way in ways] for _ in range(rounds)]
+        apart_s, together_s = (statistics.median(column) for column in zip(*spent_s, strict=True))
+        weights = dim * hidden + 2 * hidden * (hidden // 2)
+        line = f"{length} x {dim}, hidden {hidden}, attention {hidden // 2}"
+        print(f"  {line:<46}{weights:>10,}{weights * length / 1e6:>10,.0f} M{apart_s / together_s:>8.2f}", flush=True)
+
+
+def _cpu_s(run: Callable[[], object]) -> float:
+    started_s = time.process_time()
+    run()
+    return time.process_time() - started_s
 
 
 def print_repeats(rounds: int, epochs: int) -> None:

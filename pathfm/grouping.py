@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pathfm.settings import TrainSettings
     from pathfm.targets import Task
 
-_FEWEST, _SHORT, _SMALL = 4, 160, 250_000  # on a CPU: fits, instances of a bag, weights of a head
+# On a CPU: fits, weights of a head, and products of a pass over a bag, which are weights times instances.
+_FEWEST, _SMALL, _FEW_PRODUCTS = 4, 250_000, 200e6
 _TRIED = 1024  # instances; more than the landmarks of a head, from where on memory grows with them
 # Of the memory, for what the graph of a step keeps; the step takes half as much again, and bags may take half of what is
 # free. Not of what is free: the same training on the same machine is to be cut alike, also when it is taken up again.
@@ -110,20 +111,19 @@ def _hindrance(jobs: Sequence[Job], task: Task, settings: TrainSettings) -> str:
 
 
 def _pays(bags: BagDataset, jobs: Sequence[Job], module: MILModule, device: torch.device) -> bool:
-    """Whether one pass is expected to be the faster way: always on an accelerator, on a CPU for short bags and small heads.
+    """Whether one pass is expected to be the faster way: always on an accelerator, on a CPU for small heads unless bags are long.
 
     What several fits share is the reading of a bag and what a step costs before any product; what stacking adds is a copy
     of all weights and of their gradients. An accelerator waits for its next call during most of a step, so fewer calls
-    are what counts. On a CPU, time apart over time together with gated attention: bags of 10 x 166 and 110,000 weights
-    1.6 to 1.7 for 5 fits and 2 for 10, and 1.2 to 1.3 for 3, 1.0 for 2; 150 x 166 1.2 and 10 x 512 (200,000 weights) 1.0
-    for 5. Large heads lose, 10 x 1,024 with 800,000 weights 0.6; long bags gain nothing, 2,000 x 1,024 1.0.
+    are what counts. On a CPU the products stay what they are, so the longer a bag the less is gained, and heads of many
+    weights lose; `python benchmarks/train.py --tables sizes` prints how much.
     """
     if device.type != "cpu":
         return True
     learn = jobs[0].rows.learn
     instances = min(sum(map(bags.length, learn)) / len(learn), jobs[0].settings.bag_size or math.inf)
     weights = sum(parameter.numel() for parameter in module.head.parameters())
-    return len(jobs) >= _FEWEST and instances <= _SHORT and weights <= _SMALL
+    return len(jobs) >= _FEWEST and weights <= _SMALL and weights * instances <= _FEW_PRODUCTS
 
 
 def _kept_bytes(

@@ -253,12 +253,17 @@ def test_what_cannot_or_may_not_go_together_goes_apart(
     assert joint_fits == []
 
 
-def test_by_itself_it_takes_together_what_that_makes_faster(tmp_path: Path, joint_fits: list[int]) -> None:
+def test_by_itself_it_takes_together_what_that_makes_faster(
+    tmp_path: Path, joint_fits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = replace(QUICK, epochs=1, together="auto")
     fit_all(_bags(), _jobs(tmp_path / "two", settings, folds=2), TASK, "mean")
     fit_all(_bags(), _jobs(tmp_path / "wide", replace(settings, hidden=32_000), folds=4), TASK, "mean")
     assert joint_fits == []
     fit_all(_bags(), _jobs(tmp_path / "four", settings, folds=4), TASK, "mean")
+    assert joint_fits == [4]
+    monkeypatch.setattr("pathfm.grouping._FEW_PRODUCTS", 100)  # as if bags were long
+    fit_all(_bags(), _jobs(tmp_path / "long", settings, folds=4), TASK, "mean")
     assert joint_fits == [4]
 
 

@@ -26,7 +26,7 @@ def heads_table() -> pd.DataFrame:
 
 def _row(name: str) -> dict[str, str | int]:
     kind = HEADS[name]
-    with torch.device("meta"):  # sizes without memory, and nothing drawn from the generator
+    with torch.random.fork_rng(devices=[]):  # under the meta device torch would load its compiler, which takes seconds
         head = build_head(name, _DIM, _OUTPUTS)
     return {
         "name": name,

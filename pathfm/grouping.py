@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pathfm.bags import Bag, collate
 from pathfm.datamodule import Rows, SlideDataModule, batch_size
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pathfm.bags import BagDataset
+    from pathfm.bags import BagDataset, Batch
     from pathfm.milmodule import MILModule
     from pathfm.settings import TrainSettings
     from pathfm.targets import Task
 
-# On a CPU: fits, weights of a head, and products of a pass over a bag, which are weights times instances.
+# On a CPU: fits, weights of a head, and products of a pass over a bag.
 _FEWEST, _SMALL, _FEW_PRODUCTS = 4, 250_000, 200e6
 _TRIED = 1024  # instances; more than the landmarks of a head, from where on memory grows with them
 # Of the memory, for what the graph of a step keeps; the step takes half as much again, and bags may take half of what is
@@ -120,10 +121,20 @@ def _pays(bags: BagDataset, jobs: Sequence[Job], module: MILModule, device: torc
     """
     if device.type != "cpu":
         return True
-    learn = jobs[0].rows.learn
-    instances = min(sum(map(bags.length, learn)) / len(learn), jobs[0].settings.bag_size or math.inf)
     weights = sum(parameter.numel() for parameter in module.head.parameters())
-    return len(jobs) >= _FEWEST and weights <= _SMALL and weights * instances <= _FEW_PRODUCTS
+    if len(jobs) < _FEWEST or weights > _SMALL:
+        return False
+    learn = jobs[0].rows.learn
+    mean = min(sum(map(bags.length, learn)) / len(learn), jobs[0].settings.bag_size or math.inf)
+    if weights * mean > _FEW_PRODUCTS:
+        return False
+    usual = min(learn, key=lambda row: abs(bags.length(row) - mean))
+    batch = _few(bags, usual, min(bags.length(usual), math.ceil(mean)))
+    # counts those of tokens with each other, which weights do not tell, and none that oneDNN does, which weights tell
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.head(batch.bags)
+    products: float = counter.get_total_flops() / 2  # each a multiplication and an addition
+    return products <= _FEW_PRODUCTS
 
 
 def _kept_bytes(
@@ -154,9 +165,7 @@ def _kept_in_trial(
     None where the head cannot be stacked, as one of a user's own that branches on its numbers: the log says why. Infinite
     where memory is not enough for two.
     """
-    covariates = None if bags.covariates is None else bags.covariates[row]
-    few = Bag(bags.some(row, np.arange(length)), bags.truth[row], covariates, row)
-    batch = modules[0].transfer_batch_to_device(collate([few]), device, 0)
+    batch = modules[0].transfer_batch_to_device(_few(bags, row, length), device, 0)
     kept: dict[int, Tensor] = {}
 
     def keep(saved: Tensor) -> Tensor:
@@ -178,3 +187,9 @@ def _kept_in_trial(
         logger.info("the head %s cannot be stacked (%s); folds are trained one after the other", name, why)
         return None
     return max(sum(one.untyped_storage().nbytes() for one in kept.values()) / len(modules), 1.0)
+
+
+def _few(bags: BagDataset, row: int, length: int) -> Batch:
+    """The first instances of a bag."""
+    covariates = None if bags.covariates is None else bags.covariates[row]
+    return collate([Bag(bags.some(row, np.arange(length)), bags.truth[row], covariates, row)])

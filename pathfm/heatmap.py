@@ -133,8 +133,9 @@ class _Coming(NamedTuple):
 
 def _ahead(begun: Iterator[_Coming]) -> Generator[_Coming]:
     """The same, each while the next ones are being drawn."""
-    coming = deque(islice(begun, _AHEAD * usual_workers()))
+    coming: deque[_Coming] = deque()
     try:
+        coming.extend(islice(begun, _AHEAD * usual_workers()))
         while coming:
             yield coming.popleft()
             coming.extend(islice(begun, 1))

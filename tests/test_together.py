@@ -267,6 +267,17 @@ def test_by_itself_it_takes_together_what_that_makes_faster(
     assert joint_fits == [4]
 
 
+@pytest.mark.parametrize(("landmarks", "fits"), [(256, []), (16, [4])])
+def test_by_itself_it_counts_what_tokens_have_to_do_with_each_other(
+    tmp_path: Path, joint_fits: list[int], landmarks: int, fits: list[int]
+) -> None:
+    bags = BagDataset([torch.randn(300, 6) for _ in range(8)], TRUTH[:8])
+    settings = replace(QUICK, epochs=1, together="auto", head_options={"landmarks": landmarks})
+    jobs = [Job(Rows([0, 1, 2, 3 + fold], [7]), settings, tmp_path / str(fold), f"fold {fold}") for fold in range(4)]
+    fit_all(bags, jobs, TASK, "transmil")
+    assert joint_fits == fits
+
+
 def test_targets_that_the_training_rows_decide_go_apart(
     tmp_path: Path, joint_fits: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -140,17 +140,11 @@ def print_sizes(rounds: int, epochs: int) -> None:
         bags = [torch.randn(length, dim) for _ in range(20)]
         how = settings(epochs, hidden=hidden, attention=hidden // 2, together="never")
         ways = [folds(bags, dataclasses.replace(how, together=one), FOLDS) for one in ("never", "always")]
-        spent_s = [[_cpu_s(way) for way in ways] for _ in range(rounds)]
+        spent_s = [[_spent_s(way, time.process_time) for way in ways] for _ in range(rounds)]
         apart_s, together_s = (statistics.median(column) for column in zip(*spent_s, strict=True))
         weights = dim * hidden + 2 * hidden * (hidden // 2)
         line = f"{length} x {dim}, hidden {hidden}, attention {hidden // 2}"
         print(f"  {line:<46}{weights:>10,}{weights * length / 1e6:>10,.0f} M{apart_s / together_s:>8.2f}", flush=True)
-
-
-def _cpu_s(run: Callable[[], object]) -> float:
-    started_s = time.process_time()
-    run()
-    return time.process_time() - started_s
 
 
 def print_repeats(rounds: int, epochs: int) -> None:
@@ -277,15 +271,19 @@ def print_table(title: str, lines: Lines, rounds: int, epochs: int) -> dict[str,
     spent: dict[str, list[float]] = {name: [] for name in lines}
     for _ in range(rounds + 1):
         for name, run in lines.items():
-            started_s = clock()
-            run()
-            spent[name].append((clock() - started_s) / epochs)
+            spent[name].append(_spent_s(run, clock) / epochs)
     baseline_s = next(iter(spent.values()))
     print(f"\n{title:<70} {'s/epoch':>9} {'ratio':>7}")
     for name, times_s in spent.items():
         ratio = statistics.median(first / own for first, own in zip(baseline_s[1:], times_s[1:], strict=True))
         print(f"  {name:<68} {statistics.median(times_s[1:]):>9.3f} {ratio:>7.2f}", flush=True)
     return {name: statistics.median(times_s[1:]) for name, times_s in spent.items()}
+
+
+def _spent_s(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    started_s = clock()
+    run()
+    return clock() - started_s
 
 
 if __name__ == "__main__":

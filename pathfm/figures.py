@@ -187,7 +187,7 @@ def draw_scores(groups: Mapping[str, NDArray[np.float64]], label: str, at: float
 
 
 def png_bytes(drawing: Drawing, dpi: int = 150) -> bytes:
-    """The drawing as PNG on white; equal drawings give equal bytes."""
+    """The drawing, which stays at this dpi and on white, as PNG; equal drawings give equal bytes."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         drawing.set(dpi=dpi, facecolor="white")
